@@ -1,0 +1,81 @@
+"""Remarks with a stable code and a place: what was not done, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from onnxcomp.errors import quoted
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+class Severity(StrEnum):
+    """How much a diagnostic matters."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    SKIP = "skip"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place in a model, printable and independent of the model's life."""
+
+    kind: str
+    name: str = ""
+
+    @classmethod
+    def of(cls, place: ir.Node | ir.Value | str | None) -> Location:
+        """Returns the location of a node (its operator and name), a value, or a free text."""
+        if place is None:
+            return cls("model")
+        if isinstance(place, str):
+            return cls(place)
+        if hasattr(place, "op_type"):
+            outputs = [value.name for value in place.outputs if value.name]
+            return cls(place.op_type, place.name or (outputs[0] if outputs else ""))
+        return cls("value", place.name or "")
+
+    def __str__(self) -> str:
+        return f"{self.kind} {quoted(self.name)}" if self.name else self.kind
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One remark.
+
+    Attributes:
+        code: Stable code, e.g. `QNT103`; `onnxcomp explain QNT103` tells more.
+        severity: How much it matters.
+        message: What happened and why, in one line.
+        where: The place in the model.
+        hint: What the user can do about it, if anything.
+        notes: Further lines.
+    """
+
+    code: str
+    severity: Severity
+    message: str
+    where: Location = field(default_factory=lambda: Location("model"))
+    hint: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{self.code} {self.severity}: {self.where}: {self.message}"
+        return f"{text} ({self.hint})" if self.hint else text
+
+
+# Codes of the framework itself. A pass declares its own in `Pass.codes`.
+CODES: dict[str, str] = {
+    "CMP101": "The model was not loaded by onnxruntime: it uses an operator or a type the runtime does not "
+    "have. It was validated structurally only; numbers were not compared.",
+    "CMP102": "The comparison could not run: no inputs could be made that the model accepts. "
+    "Give real samples with --data.",
+    "CMP103": "The comparison of a lossless pass found a difference beyond tolerance; the pass was rolled back.",
+    "GEN101": "Random samples were used. Ranges and accuracy found on noise say little about real data.",
+    "GEN102": "Something in the file cannot be carried through a rewrite and was reported instead of dropped.",
+}
