@@ -1,0 +1,1 @@
+"""Lossless passes: fewer nodes, same function."""
