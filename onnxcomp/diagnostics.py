@@ -77,5 +77,7 @@ CODES: dict[str, str] = {
     "Give real samples with --data.",
     "CMP103": "The comparison of a lossless pass found a difference beyond tolerance; the pass was rolled back.",
     "GEN101": "Random samples were used. Ranges and accuracy found on noise say little about real data.",
+    "PAS101": "A pass raised an error or broke the model. Its work was taken back and the run went on without it. "
+    "The reproducer holds the model before the pass and the remaining steps: please report it.",
     "GEN102": "Something in the file cannot be carried through a rewrite and was reported instead of dropped.",
 }

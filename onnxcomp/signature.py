@@ -30,7 +30,11 @@ class TensorSpec:
     optional: bool = False
 
     def __str__(self) -> str:
-        dims = "?" if self.shape is None else ",".join("?" if d is None else str(d) for d in self.shape)
+        dims = (
+            "?"
+            if self.shape is None
+            else ",".join("?" if d is None else str(d) for d in self.shape)
+        )
         return f"{self.name}: {self.dtype or 'non-tensor'}[{dims}]"
 
 

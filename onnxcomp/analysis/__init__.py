@@ -1,0 +1,1 @@
+"""Questions about a model with cached answers; they never change it."""

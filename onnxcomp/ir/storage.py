@@ -1,0 +1,170 @@
+"""Where weights lie: stand-ins for them while a structure is looked at, and writing them out."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import onnx
+
+from onnxcomp.errors import ModelError, UserError, quoted
+from onnxcomp.ir import envelope
+from onnxcomp.ir.atomic import AtomicWriter, check_output, copy_range
+from onnxcomp.ir.backend import ir
+from onnxcomp.ir.scopes import proto_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from onnxcomp.ir.atomic import OutputFile
+    from onnxcomp.ir.model import Model
+
+# A protobuf message ends at 2 GiB; leave room for what is not weights, and for readers' copies.
+EXTERNAL_ABOVE_BYTES = 1 << 30
+# Small tensors (shapes, axes, scales) stay in the model file: readers need them to infer shapes.
+EXTERNAL_TENSOR_BYTES = 1024
+# onnxruntime maps a tensor without copying when it starts on a page; small ones get a cache line.
+PAGE, LINE, PAGE_ALIGNED_ABOVE = 4096, 64, 1 << 20
+STUB_LOCATION = "onnxcomp-stub"
+
+
+def has_external(proto: onnx.ModelProto) -> bool:
+    """Whether some tensor of a protobuf keeps its bytes in another file."""
+    return any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto_tensors(proto))
+
+
+def attribute_tensors(model: Model) -> Iterator[ir.TensorProtocol]:
+    """Yields the tensors in attributes of every scope (contents of Constant nodes and the like)."""
+    for node in model.nodes():
+        for attr in node.attributes.values():
+            if attr.is_ref():
+                continue
+            if attr.type == ir.AttributeType.TENSOR:
+                yield attr.as_tensor()
+            elif attr.type == ir.AttributeType.TENSORS:
+                yield from attr.as_tensors()
+
+
+@contextlib.contextmanager
+def swapped(replacements: dict[ir.Value, ir.TensorProtocol]) -> Iterator[None]:
+    """Gives initializers other tensors for as long as the context lasts."""
+    kept = {value: value.const_value for value in replacements}
+    try:
+        for value, tensor in replacements.items():
+            value.const_value = tensor
+        yield
+    finally:
+        for value, original in kept.items():
+            value.const_value = original
+
+
+def stubs(model: Model, above: int) -> contextlib.AbstractContextManager[None]:
+    """Stands references to no file in for all initializers above a size in bytes."""
+    replacements: dict[ir.Value, ir.TensorProtocol] = {}
+    for value in model.initializers():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes > above and tensor.dtype != ir.DataType.STRING:
+            replacements[value] = _reference(tensor, value.name or "", STUB_LOCATION, 0)
+    return swapped(replacements)
+
+
+def _reference(
+    tensor: ir.TensorProtocol, name: str, location: str, offset: int
+) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        location,
+        offset,
+        tensor.nbytes,
+        tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
+def save(model: Model, path: Path, *, in_place: bool, external: bool | None) -> None:
+    """Writes a model and, where asked or needed, its weights beside it. See `Model.save`."""
+    inputs = [model.path] if model.path else []
+    check_output(path, inputs, in_place)
+    if external is None:
+        external = model.external or model.nbytes > EXTERNAL_ABOVE_BYTES
+    if not external:
+        data = _serialized(model)
+        with AtomicWriter(path) as writer:
+            writer.open(path).write(data)
+        return
+    _save_external(model, path, in_place=in_place)
+
+
+def _serialized(model: Model) -> bytes:
+    try:
+        data: bytes = model.to_proto().SerializeToString()
+    except (ValueError, onnx.checker.ValidationError) as error:  # upb: message above 2 GiB
+        raise UserError("the model is above 2 GiB", hint="save it with external data") from error
+    return data
+
+
+def _save_external(model: Model, path: Path, *, in_place: bool) -> None:
+    data_path = path.with_name(path.name + ".data")
+    check_output(data_path, [], in_place=True)
+    layout = _layout(model, data_path.name)
+    with swapped(dict(layout)):
+        proto = model.to_proto().SerializeToString()
+    with AtomicWriter(path) as writer:
+        data_file = writer.open(data_path)
+        for value, reference in layout:
+            _write_tensor(data_file, value, reference.offset or 0)
+        writer.open(path).write(proto)
+    if in_place and model.path is not None and path.samefile(model.path):
+        _point_at(layout, path)
+
+
+def _layout(model: Model, location: str) -> list[tuple[ir.Value, ir.ExternalTensor]]:
+    """Places each initializer in the data file, in the order of the model; shared ones once."""
+    placed: dict[int, int] = {}
+    layout = []
+    end = 0
+    for value in model.initializers():
+        tensor = value.const_value
+        if (
+            tensor is None
+            or tensor.dtype == ir.DataType.STRING
+            or tensor.nbytes < EXTERNAL_TENSOR_BYTES
+        ):
+            continue
+        if id(tensor) not in placed:
+            alignment = PAGE if tensor.nbytes >= PAGE_ALIGNED_ABOVE else LINE
+            start = -(-end // alignment) * alignment
+            placed[id(tensor)] = start
+            end = start + tensor.nbytes
+        layout.append((value, _reference(tensor, value.name or "", location, placed[id(tensor)])))
+    return layout
+
+
+def _write_tensor(file: OutputFile, value: ir.Value, offset: int) -> None:
+    tensor = value.const_value
+    if tensor is None:
+        return
+    file.seek(offset)
+    if isinstance(tensor, ir.ExternalTensor):
+        with open(tensor.path, "rb") as source:  # noqa: PTH123 - the path comes from the checked door
+            copy_range(source.fileno(), file.fileno(), tensor.offset or 0, tensor.nbytes)
+        return
+    data = tensor.tobytes()
+    if len(data) != tensor.nbytes:
+        raise ModelError(f"tensor {quoted(value.name)} has {len(data)} bytes, not {tensor.nbytes}")
+    file.write(data)
+
+
+def _point_at(layout: list[tuple[ir.Value, ir.ExternalTensor]], path: Path) -> None:
+    """After writing over its own data file, the model reads from the new one."""
+    for value, reference in layout:
+        reference.base_dir = path.parent
+        value.const_value = reference
+
+
+def sparse_value_names(model: Model) -> set[str]:
+    """Names of values that sparse initializers define, in any scope."""
+    return {name for graph in model.graphs() for name in envelope.sparse_names(graph)}

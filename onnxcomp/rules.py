@@ -1,0 +1,127 @@
+"""Local rewrites: a rule looks at one node, says what it found, and changes it.
+
+A user's rule is about ten lines; see the README for one.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+from typing_extensions import override
+
+from onnxcomp.ir.ops import standard_op
+from onnxcomp.passbase import Pass
+
+if TYPE_CHECKING:
+    from onnxcomp.analysis.facts import Facts
+    from onnxcomp.ir import Edit, ir
+    from onnxcomp.passbase import Context
+
+Found = TypeVar("Found")
+
+# A rewrite that undoes another one would go on for ever; no honest sequence is this long.
+MAX_APPLICATIONS_PER_NODE = 16
+
+
+@dataclass(frozen=True)
+class Miss:
+    """Why a rule does not apply.
+
+    Attributes:
+        why: The reason, as a sentence part: `the weight is not constant`.
+        near: Whether the node nearly matched, so that a user would like to know.
+    """
+
+    why: str
+    near: bool = False
+
+
+@dataclass(frozen=True)
+class Match(Generic[Found]):
+    """What a rule found at a node and needs for the rewrite."""
+
+    node: ir.Node
+    found: Found
+
+
+NOTHING = Miss("")
+
+
+class Rule(Protocol):
+    """One local rewrite.
+
+    Attributes:
+        name: Shown in statistics and near-misses.
+        ops: ONNX operators to try it on.
+    """
+
+    name: str
+    ops: frozenset[str]
+
+    def match(self, node: ir.Node, facts: Facts) -> Match[Any] | Miss:
+        """Looks, changes nothing. Everything that could go wrong in `apply` is ruled out here."""
+        ...
+
+    def apply(self, match: Match[Any], edit: Edit) -> None:
+        """Rewrites; cannot fail."""
+        ...
+
+
+class RulePass(Pass):
+    """A pass made of local rules, tried on every node of every scope until none applies."""
+
+    near_miss_code: ClassVar[str] = ""
+
+    @abstractmethod
+    def rules(self) -> tuple[Rule, ...]:
+        """Returns the rules, in order of preference."""
+
+    @override
+    def run(self, ctx: Context) -> None:
+        by_operator: dict[str, list[Rule]] = {}
+        for rule in self.rules():
+            for operator in rule.ops:
+                by_operator.setdefault(operator, []).append(rule)
+        queue = deque(ctx.model.nodes())
+        queued = set(queue)
+        budget = MAX_APPLICATIONS_PER_NODE * max(len(queue), 64)
+        near: dict[ir.Node, str] = {}
+        while queue:
+            node = queue.popleft()
+            queued.discard(node)
+            candidates = by_operator.get(standard_op(node) or "", [])
+            if node.graph is None or not candidates or budget <= 0:
+                continue
+            ctx.edit.touched.clear()
+            if self._try(node, candidates, ctx, near):
+                budget -= 1
+                _requeue(ctx.edit.touched, queue, queued)
+        for node, why in near.items():
+            if node.graph is not None and self.near_miss_code:
+                ctx.skip(self.near_miss_code, node, why)
+
+    @staticmethod
+    def _try(node: ir.Node, rules: list[Rule], ctx: Context, near: dict[ir.Node, str]) -> bool:
+        for rule in rules:
+            match = rule.match(node, ctx.facts)
+            if isinstance(match, Match):
+                rule.apply(match, ctx.edit)
+                ctx.edit.count(rule.name)
+                near.pop(node, None)
+                return True
+            if match.near:
+                near[node] = match.why
+        return False
+
+
+def _requeue(touched: list[ir.Node], queue: deque[ir.Node], queued: set[ir.Node]) -> None:
+    """Looks again at what changed and at its neighbours."""
+    for node in touched:
+        neighbours = [node, *node.predecessors(), *node.successors()]
+        for neighbour in neighbours:
+            if neighbour.graph is not None and neighbour not in queued:
+                queue.append(neighbour)
+                queued.add(neighbour)
