@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcomp.ir.backend import ir
 from onnxcomp.ir.ops import subgraphs
+from onnxcomp.ir.storage import named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -192,7 +193,7 @@ class Edit:
         final = name if exact else self.fresh(name)
         if self._needs_constant_node(graph):
             return self._constant_node(tensor, final, graph)
-        tensor = _named(tensor, final)
+        tensor = named(tensor, final)
         value = ir.Value(
             name=final,
             type=ir.TensorType(tensor.dtype),
@@ -302,7 +303,7 @@ class Edit:
         """Gives an initializer new contents, type and shape. Every reader sees them."""
         if not value.is_initializer():
             raise ValueError(f"not an initializer: {value.name}")
-        tensor = _named(_as_tensor(array), value.name or "")
+        tensor = named(_as_tensor(array), value.name or "")
         old = (value.const_value, value.type, value.shape)
         value.const_value = tensor
         value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
@@ -576,22 +577,6 @@ def _as_tensor(array: np.ndarray[Any, Any] | ir.TensorProtocol) -> ir.TensorProt
     if isinstance(array, (np.ndarray, np.generic)):
         return ir.tensor(np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array))
     return array
-
-
-def _named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    """A tensor is written under its own name, so one that is shared gets a second face."""
-    if tensor.name in (None, "", name):
-        tensor.name = name
-        return tensor
-    if isinstance(tensor, ir.ExternalTensor):
-        return ir.ExternalTensor(
-            tensor.location, tensor.offset, tensor.length, tensor.dtype,
-            shape=tensor.shape, name=name, base_dir=tensor.base_dir,
-        )  # fmt: skip
-    if isinstance(tensor, ir.StringTensor):
-        return ir.StringTensor(tensor.string_data(), shape=tensor.shape, name=name)
-    shape = ir.Shape(tensor.shape.numpy())
-    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape, name=name)
 
 
 def _copied_type(value: ir.Value) -> ir.TypeProtocol | None:

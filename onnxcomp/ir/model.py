@@ -77,7 +77,7 @@ class Model:
         from onnxcomp.ir import guard
 
         proto = guard.read_model(path)
-        getattr(guard, 'check_model', lambda *a: None)(proto, path.parent)
+        getattr(guard, "check_model", lambda *a: None)(proto, path.parent)
         external = storage.has_external(proto)
         core = _to_ir(proto, own=True)
         if external:
@@ -94,7 +94,7 @@ class Model:
                 "the ModelProto refers to external data, but not to the folder it lies in",
                 hint="load it from its path, or with onnx.load(path) so that the weights are in it",
             )
-        getattr(guard, 'check_model', lambda *a: None)(proto, None)
+        getattr(guard, "check_model", lambda *a: None)(proto, None)
         return cls(_prepared(_to_ir(proto, own=False)))
 
     @property
@@ -185,6 +185,11 @@ class Model:
             UserError: If the place cannot be written, or is the input and `in_place` is not given.
         """
         storage.save(self, Path(path), in_place=in_place, external=external)
+
+
+def core_from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """Returns the IR of a protobuf that nobody else uses; it may be changed on the way."""
+    return _prepared(_to_ir(proto, own=True))
 
 
 def _to_ir(proto: onnx.ModelProto, *, own: bool) -> ir.Model:

@@ -65,13 +65,14 @@ def stubs(model: Model, above: int) -> contextlib.AbstractContextManager[None]:
     for value in model.initializers():
         tensor = value.const_value
         if tensor is not None and tensor.nbytes > above and tensor.dtype != ir.DataType.STRING:
-            replacements[value] = _reference(tensor, value.name or "", STUB_LOCATION, 0)
+            replacements[value] = reference(tensor, value.name or "", STUB_LOCATION, 0)
     return swapped(replacements)
 
 
-def _reference(
+def reference(
     tensor: ir.TensorProtocol, name: str, location: str, offset: int
 ) -> ir.ExternalTensor:
+    """Returns a tensor that stands for another one and says that its bytes lie in a file."""
     return ir.ExternalTensor(
         location,
         offset,
@@ -82,6 +83,22 @@ def _reference(
         doc_string=tensor.doc_string,
         metadata_props=dict(tensor.metadata_props),
     )
+
+
+def named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """Returns a tensor under a name: it is written under its own, so a shared one gets a second face."""
+    if tensor.name in (None, "", name):
+        tensor.name = name
+        return tensor
+    if isinstance(tensor, ir.ExternalTensor):
+        return ir.ExternalTensor(
+            tensor.location, tensor.offset, tensor.length, tensor.dtype,
+            shape=tensor.shape, name=name, base_dir=tensor.base_dir,
+        )  # fmt: skip
+    if isinstance(tensor, ir.StringTensor):
+        return ir.StringTensor(tensor.string_data(), shape=tensor.shape, name=name)
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape, name=name)
 
 
 def save(model: Model, path: Path, *, in_place: bool, external: bool | None) -> None:
@@ -139,7 +156,7 @@ def _layout(model: Model, location: str) -> list[tuple[ir.Value, ir.ExternalTens
             start = -(-end // alignment) * alignment
             placed[id(tensor)] = start
             end = start + tensor.nbytes
-        layout.append((value, _reference(tensor, value.name or "", location, placed[id(tensor)])))
+        layout.append((value, reference(tensor, value.name or "", location, placed[id(tensor)])))
     return layout
 
 
