@@ -11,13 +11,15 @@ import onnx
 from onnxcomp.errors import ModelError, UserError
 from onnxcomp.ir import envelope, storage
 from onnxcomp.ir.backend import ir
-from onnxcomp.ir.ops import OVERRIDABLE
-from onnxcomp.ir.scopes import ir_graphs
+from onnxcomp.ir.ops import OVERRIDABLE, subgraphs
+from onnxcomp.ir.scopes import ir_graphs, proto_graphs
 from onnxcomp.signature import Shape, Signature, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TypeAlias
+
+    from onnxcomp.diagnostics import Diagnostic
 
     # An `onnx_graphsurgeon.Graph` is one too, but has no types.
     Source: TypeAlias = "str | Path | onnx.ModelProto | ir.Model | Model | Any"
@@ -35,12 +37,21 @@ class Model:
         core: The onnx-ir model. Replaced as a whole by passes that work on a protobuf.
         path: The file it was loaded from, None when it came from memory.
         external: Whether its weights came from a separate data file.
+        notes: What a reader should know about the file, found while it was checked.
     """
 
-    def __init__(self, core: ir.Model, *, path: Path | None = None, external: bool = False) -> None:
+    def __init__(
+        self,
+        core: ir.Model,
+        *,
+        path: Path | None = None,
+        external: bool = False,
+        notes: tuple[Diagnostic, ...] = (),
+    ) -> None:
         self.core = core
         self.path = path
         self.external = external
+        self.notes = notes
 
     @classmethod
     def load(cls, source: Source) -> Model:
@@ -77,13 +88,14 @@ class Model:
         from onnxcomp.ir import guard
 
         proto = guard.read_model(path)
-        getattr(guard, "check_model", lambda *a: None)(proto, path.parent)
+        structure = guard.check_model(proto, path.parent)
         external = storage.has_external(proto)
         core = _to_ir(proto, own=True)
         if external:
             for graph in ir_graphs(core):
                 ir.external_data.set_base_dir(graph, path.parent)
-        return cls(_prepared(core), path=path, external=external)
+        core = _prepared(core, sort=structure.needs_sort)
+        return cls(core, path=path, external=external, notes=structure.diagnostics)
 
     @classmethod
     def _from_proto(cls, proto: onnx.ModelProto) -> Model:
@@ -94,8 +106,9 @@ class Model:
                 "the ModelProto refers to external data, but not to the folder it lies in",
                 hint="load it from its path, or with onnx.load(path) so that the weights are in it",
             )
-        getattr(guard, "check_model", lambda *a: None)(proto, None)
-        return cls(_prepared(_to_ir(proto, own=False)))
+        structure = guard.check_model(proto, None)
+        core = _prepared(_to_ir(proto, own=False), sort=structure.needs_sort)
+        return cls(core, notes=structure.diagnostics)
 
     @property
     def graph(self) -> ir.Graph:
@@ -150,7 +163,7 @@ class Model:
 
     def copy(self) -> Model:
         """Returns a model with its own structure; the weights are shared, not copied."""
-        return Model(_clone(self.core), path=self.path, external=self.external)
+        return Model(_clone(self.core), path=self.path, external=self.external, notes=self.notes)
 
     def to_proto(self, *, weights: bool = True) -> onnx.ModelProto:
         """Serialises the model.
@@ -212,7 +225,7 @@ def _to_ir(proto: onnx.ModelProto, *, own: bool) -> ir.Model:
     return core
 
 
-def _prepared(core: ir.Model) -> ir.Model:
+def _prepared(core: ir.Model, *, sort: bool | None = None) -> ir.Model:
     """Marks overridable initializers, sorts what is unsorted, makes node names unique."""
     for graph in ir_graphs(core):
         is_main = graph is core.graph
@@ -220,7 +233,9 @@ def _prepared(core: ir.Model) -> ir.Model:
             if value.is_initializer() and (core.ir_version >= _IR_WITH_DEFAULTS or not is_main):
                 value.meta[OVERRIDABLE] = True
         _make_names_unique(graph)
-    if any(_is_unsorted(graph) for graph in ir_graphs(core)):
+    if sort is None:
+        sort = any(_is_unsorted(graph, set()) for graph in (core.graph, *_bodies(core)))
+    if sort:
         try:
             core.graph.sort()
             for function in core.functions.values():
@@ -230,37 +245,20 @@ def _prepared(core: ir.Model) -> ir.Model:
     return core
 
 
-def _is_unsorted(graph: ir.Graph) -> bool:
-    """Whether some node of a scope (or a graph inside it) reads a value made later in the scope."""
-    seen: set[ir.Value] = set()
+def _bodies(core: ir.Model) -> list[ir.Graph]:
+    return [function.graph for function in core.functions.values()]
+
+
+def _is_unsorted(graph: ir.Graph, outer: set[ir.Value]) -> bool:
+    """Whether some node, here or in a graph inside, reads a value that is made only later."""
+    seen = outer | set(graph.inputs) | set(graph.initializers.values())
     for node in graph:
         for value in node.inputs:
-            if value is not None and value not in seen:
-                maker = value.producer()
-                if maker is not None and maker.graph is graph:
-                    return True
-        if any(_reads_later(body, graph, seen) for body in _bodies(node)):
+            if value is not None and value not in seen and value.producer() is not None:
+                return True
+        if any(_is_unsorted(body, seen) for body in subgraphs(node)):
             return True
         seen.update(node.outputs)
-    return False
-
-
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    from onnxcomp.ir.ops import subgraphs
-
-    return list(subgraphs(node))
-
-
-def _reads_later(body: ir.Graph, outer: ir.Graph, seen: set[ir.Value]) -> bool:
-    for node in body:
-        for value in node.inputs:
-            if value is None or value in seen:
-                continue
-            maker = value.producer()
-            if maker is not None and maker.graph is outer:
-                return True
-        if any(_reads_later(inner, outer, seen) for inner in _bodies(node)):
-            return True
     return False
 
 
@@ -296,8 +294,6 @@ def _declared_initializers(core: ir.Model) -> list[set[str]]:
 
 def _drop_initializer_infos(proto: onnx.ModelProto, declared: list[set[str]]) -> None:
     """Removes the type entries of initializers that onnx-ir adds although tensors carry their type."""
-    from onnxcomp.ir.scopes import proto_graphs
-
     for graph, kept in zip(proto_graphs(proto), declared, strict=True):
         if not isinstance(graph, onnx.GraphProto) or not graph.value_info:
             continue
