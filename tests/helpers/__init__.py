@@ -1,0 +1,1 @@
+"""What tests share: models from text, checks of passes, random graphs."""
