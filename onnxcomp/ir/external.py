@@ -127,9 +127,9 @@ def resolve_external(folder: str | os.PathLike[str], location: str) -> Path:
     parts = _parts(location)
     base = Path(folder)
     path = base
-    for part in parts:
+    for count, part in enumerate(parts, start=1):
         path = path / part
-        _check_component(path, location, last=part is parts[-1])
+        _check_component(path, location, last=count == len(parts))
     try:
         inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(base))
         readable = os.access(path, os.R_OK)
