@@ -190,14 +190,14 @@ class _Run:
         return changed
 
     def fixpoint(self, fixpoint: Fixpoint) -> bool:
-        """Repeats steps until a whole round changed nothing since each of them last ran."""
+        """Repeats steps until each of them ran without a change since the last one."""
         idle = 0
         changed = False
         for step in list(fixpoint.steps) * fixpoint.limit:
             if idle >= len(fixpoint.steps):
                 break
             if self.steps([step]):
-                changed, idle = True, 1
+                changed, idle = True, 0
             else:
                 idle += 1
         return changed
@@ -278,9 +278,7 @@ class _Run:
             "PAS101", Severity.WARNING, message, Location("model"), f"reproducer: {folder}"
         )
         self.outcomes.append(
-            Outcome(
-                outcome.step, False, {}, (*outcome.diagnostics, note), outcome.seconds, reason
-            )
+            Outcome(outcome.step, False, {}, (*outcome.diagnostics, note), outcome.seconds, reason)
         )
 
     def write_reproducer(self, step: Pass, remaining: Sequence[Pass | Fixpoint]) -> str:

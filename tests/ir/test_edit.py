@@ -182,7 +182,7 @@ def test_function_bodies_get_constant_nodes() -> None:
     body = next(iter(model.core.functions.values())).graph
     edit = Edit(model)
     edit.begin()
-    value = edit.initializer(np.float32(2), name="two", graph=body)
+    value = edit.initializer(np.array(2, np.float32), name="two", graph=body)
     producer = value.producer()
     assert producer is not None
     assert producer.op_type == "Constant"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from onnxcomp.errors import ModelError, UserError
 from onnxcomp.ir import Model, ir
@@ -129,16 +129,16 @@ def test_keeps_every_bit_of_unusual_types(dtype: int, array: np.ndarray) -> None
     count = 3 if dtype == TensorProto.UINT4 else array.size
     raw = array.tobytes()
     proto.graph.initializer.append(
-        TensorProto(name="w", data_type=dtype, dims=[count], raw_data=raw)  # type: ignore[arg-type]
+        TensorProto(name="w", data_type=dtype, dims=[count], raw_data=raw)
     )
     assert Model.load(proto).to_proto().graph.initializer[0].raw_data == raw
 
 
 def test_string_tensors_survive() -> None:
     proto = parse("g (float[1] x) => (float[1] y) { y = Identity (x) }")
-    proto.graph.initializer.append(
-        helper.make_tensor("words", TensorProto.STRING, [2], [b"a", b"\xff"])
-    )
+    words = TensorProto(name="words", data_type=TensorProto.STRING, dims=[2])
+    words.string_data.extend([b"a", b"\xff"])
+    proto.graph.initializer.append(words)
     assert list(Model.load(proto).to_proto().graph.initializer[0].string_data) == [b"a", b"\xff"]
 
 

@@ -1,0 +1,42 @@
+"""Passes of another distribution, as a user would write and install them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from typing_extensions import override
+
+from onnxcomp import Pass
+
+if TYPE_CHECKING:
+    from onnxcomp import Context
+
+
+class ToyRelu6(Pass):
+    """Bounds every Relu from above."""
+
+    name: ClassVar[str] = "toy-relu6"
+
+    bound: float = 6.0
+    """The upper bound."""
+
+    @override
+    def run(self, ctx: Context) -> None:
+        for node in list(ctx.model.graph):
+            if node.op_type == "Relu":
+                low = ctx.edit.initializer(
+                    np.array(0, np.float32), name="low", graph=ctx.model.graph
+                )
+                high = ctx.edit.initializer(
+                    np.array(self.bound, np.float32), name="high", graph=ctx.model.graph
+                )
+                clip = ctx.edit.insert("Clip", [node.inputs[0], low, high], before=node)
+                ctx.edit.replace(node.outputs[0], clip.outputs[0])
+                ctx.edit.remove(node)
+
+
+class Misnamed(ToyRelu6):
+    """A pass whose class and entry point disagree about its name."""
+
+    name: ClassVar[str] = "another-name"
