@@ -64,7 +64,6 @@ PACKAGED = (
     ),
     Packaged("ppocr_rec", "rapidocr", "models/PP-OCRv6_rec_small.onnx", "Apache-2.0", {"x:3": 320}),
     Packaged("ppocr_cls", "rapidocr", "models/ch_ppocr_mobile_v2.0_cls_mobile.onnx", "Apache-2.0"),
-    Packaged("silero_vad", "silero_vad", "data/silero_vad_16k_op15.onnx", "MIT", {"input:1": 576}),
 )
 
 
@@ -103,12 +102,14 @@ def _random(
     kind = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     shape = [
-        dim.dim_value or facts.sizes.get(f"{value.name}:{axis}", facts.sizes.get(dim.dim_param, 1))
+        dim.dim_value
+        if dim.dim_value > 0  # some exporters write -1 for an open dimension
+        else facts.sizes.get(f"{value.name}:{axis}", facts.sizes.get(dim.dim_param, 1))
         for axis, dim in enumerate(kind.shape.dim)
     ]
     if np.issubdtype(dtype, np.floating):
-        return random.standard_normal(shape).astype(dtype)
-    return random.integers(0, facts.highest.get(value.name, 2), shape).astype(dtype)
+        return np.asarray(random.standard_normal(shape), dtype)
+    return np.asarray(random.integers(0, facts.highest.get(value.name, 2), shape), dtype)
 
 
 def demo_bundles() -> Iterator[Bundle]:

@@ -197,9 +197,9 @@ def judge(case: Case) -> Row:
     try:
         optimized = optimize(model)
     except UserError as error:
-        return {**row, "outcome": "refused", "detail": str(error)[:300]}
+        return {**row, "outcome": "refused", "detail": _line(error)}
     except Exception as error:  # noqa: BLE001  (what this counts)
-        return {**row, "outcome": "error", "detail": f"{type(error).__name__}: {error}"[:300]}
+        return {**row, "outcome": "error", "detail": _line(f"{type(error).__name__}: {error}")}
     row |= {"nodes": len(model.graph.node), "nodes_after": len(optimized.graph.node)}
     results = {name: _compare(case, model, optimized, name) for name in case.evaluators}
     outcome, detail = max(results.values(), key=lambda result: _BADNESS[result[0]])
@@ -207,6 +207,10 @@ def judge(case: Case) -> Row:
         outcome, detail = _check(model, optimized)
     kept = ", ".join(name for name, result in results.items() if result[0] != "unchecked")
     return {**row, "outcome": outcome, "detail": detail, "evaluators": kept}
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())[:200]
 
 
 # An evaluator that cannot run the original says nothing about the case.
@@ -219,7 +223,7 @@ def _check(model: onnx.ModelProto, optimized: onnx.ModelProto) -> tuple[str, str
             onnx.checker.check_model(proto)
         except onnx.checker.ValidationError as error:
             # The suite has a few models that the checker refuses as they are.
-            return "unchecked" if which == "original" else "wrong", str(error)[:300]
+            return "unchecked" if which == "original" else "wrong", _line(error)
     return "unchecked", ""
 
 
@@ -236,7 +240,7 @@ def _compare(
     try:
         got = run(optimized, feeds)
     except Exception as error:  # noqa: BLE001  (the same)
-        return "wrong", f"{evaluator} no longer runs it: {error}"[:300]
+        return "wrong", _line(f"{evaluator} no longer runs it: {error}")
     stable = all(_equal(a, b) for a, b in zip(expected, again, strict=True))
     outcomes = [_judge_value(a, b, case) for a, b in zip(got, expected, strict=True)]
     worst = max(outcomes, key=lambda outcome: _BADNESS[outcome], default="exact")
