@@ -82,6 +82,7 @@ class Watcher:
         self.tail = b""
         self.interrupted_by = 0
         self.verdict = ""
+        self.doing = ""
         self.kill_at: float | None = None
         self.allowance = proc.memory_allowance()
 
@@ -191,6 +192,8 @@ class Watcher:
 
     def _enforce(self, state: State) -> None:
         now = time.monotonic()
+        if not self.verdict and not self.interrupted_by:
+            self.doing = _doing(state)
         if self.kill_at is not None:
             if now > self.kill_at:
                 self._kill()
@@ -224,7 +227,7 @@ class Watcher:
         if self.verdict or self.interrupted_by or died_of:
             _restore_terminal()
         if self.verdict:
-            _say(f"error: {_doing(state)} was stopped: it {self.verdict}")
+            _say(f"error: {self.doing} was stopped: it {self.verdict}")
             return 1
         if self.interrupted_by and self.status != 0:
             _say("interrupted" if self.interrupted_by == signal.SIGINT else "terminated")
