@@ -54,7 +54,6 @@ PACKAGED = (
     Packaged(
         "magika", "magika", "models/standard_v3_3/model.onnx", "Apache-2.0", {}, {"bytes": 257}
     ),
-    Packaged("captcha_crnn", "captcha_whisperer", "models/captcha_crnn.onnx", "MIT"),
     Packaged(
         "ppocr_det",
         "rapidocr",
