@@ -169,5 +169,9 @@ def _zip_kind(path: Path) -> str:
 
 def _is_text(head: bytes) -> bool:
     text = head.decode("utf-8", errors="replace")
-    strange = sum(1 for letter in text if not (letter.isprintable() or letter in "\r\n\t"))
+    strange = sum(
+        1
+        for letter in text
+        if letter == "\ufffd" or not (letter.isprintable() or letter in "\r\n\t")
+    )
     return strange <= len(text) // 100

@@ -8,7 +8,9 @@ from onnx import AttributeProto, GraphProto
 
 from onnxcomp.errors import ModelError, quoted
 from onnxcomp.ir import operators
+from onnxcomp.ir.budget import DEFAULT_LIMITS
 from onnxcomp.ir.operators import STANDARD_DOMAINS
+from onnxcomp.ir.tensors import check_sparse
 from onnxcomp.ir.walk import domain_of, place_of, printable
 
 if TYPE_CHECKING:
@@ -63,6 +65,9 @@ def check_values(node: NodeProto, scope: Scope) -> None:
             kind != of and getattr(attribute, field) for field, of in _HEAVY_LISTS.items()
         ):
             raise ModelError(f"attribute {printable(name)} of {place_of(node)} has two values")
+        if kind == _A.SPARSE_TENSOR:
+            place = f"attribute {printable(name)} of {place_of(node)}"
+            check_sparse(attribute.sparse_tensor, place, DEFAULT_LIMITS)
 
 
 def check_call(node: NodeProto, function: FunctionProto) -> None:

@@ -19,6 +19,7 @@ from onnxcomp.ir.budget import DEFAULT_LIMITS, Limits
 from onnxcomp.ir.nodes import check_body, check_call, check_values
 from onnxcomp.ir.operators import STANDARD_DOMAINS
 from onnxcomp.ir.tensors import BITS, check_sparse, check_tensor
+from onnxcomp.ir.texts import check_texts
 from onnxcomp.ir.walk import (
     call_key,
     domain_of,
@@ -77,10 +78,8 @@ def check_structure(model: ModelProto, limits: Limits = DEFAULT_LIMITS) -> Struc
     Raises:
         ModelError: The model is not valid; the first problem found, with its place.
     """
-    try:
-        return _Check(model, limits).run()
-    except UnicodeDecodeError:  # protobuf decodes a name when it is looked at
-        raise ModelError("the model is corrupt: a name in it is not valid UTF-8") from None
+    check_texts(model)
+    return _Check(model, limits).run()
 
 
 class _Check:
@@ -105,7 +104,6 @@ class _Check:
             self.check_tree(function_scope(function), opsets)
         for place, tensor in tensors(self.model):
             check_tensor(tensor, place, self.limits)
-        self.check_texts()
         found = self.findings
         return Structure("MDL101" in found, "MDL102" in found, tuple(found.values()))
 
@@ -172,15 +170,6 @@ class _Check:
                     message = f"{what} {quoted(value.name)} declares a negative dimension"
                     self.find("MDL104", message)
 
-    def check_texts(self) -> None:
-        """Touches the texts that nothing else reads: protobuf finds bad ones only then."""
-        model = self.model
-        _ = model.doc_string, model.producer_name, model.producer_version, model.domain
-        owners = [model, model.graph, *model.functions]
-        for scope_graph in owners:
-            for entry in scope_graph.metadata_props:
-                _ = entry.key, entry.value
-
     # -- scopes
 
     def check_tree(self, root: Scope, opsets: Mapping[str, int]) -> None:
@@ -192,7 +181,7 @@ class _Check:
             definitions[id(scope)] = defined
             if scope.graph is not None:
                 for sparse in scope.graph.sparse_initializer:
-                    check_sparse(sparse, f"initializer {quoted(sparse.values.name)}")
+                    check_sparse(sparse, f"initializer {quoted(sparse.values.name)}", self.limits)
             self.check_nodes(scope, opsets)
             unsorted += [each for each in names.resolve(defined) if each not in unsorted]
         for defined in unsorted:

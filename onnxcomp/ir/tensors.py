@@ -124,9 +124,11 @@ def _shape(tensor: TensorProto) -> str:
     return str(list(tensor.dims[:8]))[:-1] + (", …]" if len(tensor.dims) > 8 else "]")
 
 
-def check_sparse(sparse: SparseTensorProto, place: str) -> None:
+def check_sparse(sparse: SparseTensorProto, place: str, limits: Limits) -> None:
     """Raises `ModelError` when a sparse tensor has indices outside of its shape."""
     values, indices = sparse.values, sparse.indices
+    check_tensor(values, f"values of sparse {place}", limits)
+    check_tensor(indices, f"indices of sparse {place}", limits)
     dims = list(sparse.dims)
     if min(dims, default=1) < 1:
         raise ModelError(f"sparse {place} has a dimension below 1: {dims[:8]}")
