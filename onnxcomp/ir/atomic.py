@@ -46,15 +46,9 @@ def check_output(path: str | os.PathLike[str], inputs: Sequence[Path], in_place:
         in_place: Allow the output to replace one of the inputs.
     """
     path = Path(path)
-    try:
-        folder = path.parent.stat()
-        status = path.stat() if path.exists() else None
-    except FileNotFoundError:
-        raise UserError(f"cannot write {_named(path)}: the folder does not exist") from None
-    except (OSError, ValueError) as error:
-        raise _unwritable(path, error) from None
-    if not stat.S_ISDIR(folder.st_mode):
-        raise UserError(f"cannot write {_named(path)}: {_named(path.parent)} is not a folder")
+    status = _status(path, path)
+    if _status(path.parent, path) is None:
+        raise UserError(f"cannot write {_named(path)}: the folder does not exist")
     if path.name in {"", "..", "."} or (status and stat.S_ISDIR(status.st_mode)):
         raise UserError(f"cannot write {_named(path)}: it is a folder", hint="name a file")
     if status and not stat.S_ISREG(status.st_mode):
@@ -64,6 +58,17 @@ def check_output(path: str | os.PathLike[str], inputs: Sequence[Path], in_place:
     _check_name(path)
     if status and not in_place:
         _check_not_input(path, status, inputs)
+
+
+def _status(path: Path, output: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise UserError(f"cannot write {_named(output)}: its folder is a file") from None
+    except (OSError, ValueError) as error:
+        raise _unwritable(output, error) from None
 
 
 def _check_name(path: Path) -> None:
@@ -116,11 +121,12 @@ class OutputFile:
 
     def _open_named(self) -> int:
         self._temporary = self._reserve()
-        return os.open(
-            self._temporary,
-            os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0),
-            0o666,
-        )
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            return os.open(self._temporary, flags, 0o666)
+        except BaseException:
+            self._forget()
+            raise
 
     def _reserve(self) -> Path:
         """Returns a name beside the target that nobody uses, and makes it known for removal."""
@@ -181,7 +187,7 @@ class OutputFile:
         """Moves the contents to a file with a temporary name: this system cannot name others."""
         unnamed = self._descriptor
         self._descriptor = self._open_named()
-        try:
+        try:  # durable in any case: this is rare, and was asked for in most
             status = os.fstat(unnamed)
             os.fchmod(self._descriptor, stat.S_IMODE(status.st_mode))
             copy_range(unnamed, self._descriptor, 0, status.st_size)
