@@ -1,0 +1,88 @@
+"""Removes nodes that change nothing, and merges chains of which one node would do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from onnxcomp.ir.ops import has_reference_attribute
+from onnxcomp.rules import NOTHING, Match, Miss, Rule
+from onnxcomp_passes.simplify.support.base import LocalPass, aliasable, bypass
+from onnxcomp_passes.simplify.support.bounds import MergeBounds
+from onnxcomp_passes.simplify.support.casts import MergeCasts
+from onnxcomp_passes.simplify.support.layouts import (
+    FlattenConcats,
+    MergeReductions,
+    MergeReshapes,
+    MergeTransposes,
+    MergeUnsqueezes,
+    RejoinSplit,
+)
+from onnxcomp_passes.simplify.support.neutral import NEUTRAL_OPS, neutral
+from onnxcomp_passes.simplify.support.noops import NOOPS
+
+if TYPE_CHECKING:
+    from onnxcomp.analysis.facts import Facts
+    from onnxcomp.ir import Edit, ir
+    from onnxcomp_passes.simplify.support.noops import Proof
+
+
+class RemoveNoOperations:
+    """A node whose output equals one of its inputs bit for bit goes.
+
+    An output of a graph that is an input, an initializer or another output keeps an Identity.
+    """
+
+    name = "nodes without effect removed"
+    proofs: ClassVar[dict[str, Proof]] = {**NOOPS, **dict.fromkeys(NEUTRAL_OPS, neutral)}
+    ops = frozenset(proofs)
+
+    def match(self, node: ir.Node, facts: Facts) -> Match[ir.Value] | Miss:
+        """Finds the value that the output equals."""
+        if has_reference_attribute(node):
+            return NOTHING
+        source = self.proofs[node.op_type](node, facts)
+        if source is None:
+            return NOTHING
+        if node.op_type == "Identity" and not aliasable(node.outputs[0], source):
+            return NOTHING
+        return Match(node, source)
+
+    def apply(self, match: Match[ir.Value], edit: Edit) -> None:
+        """Lets readers read that value."""
+        bypass(edit, match.node, match.found)
+
+
+class EliminateIdentity(LocalPass):
+    """Removes nodes that change nothing, and merges chains of which one node would do.
+
+    Removed are Identity, Dropout in inference, Cast to the same type, and Reshape, Transpose,
+    Squeeze, Unsqueeze, Flatten, Expand, Tile, Slice, Pad, Gather, Clip, Where, Concat and Split
+    that are proven to hand on their input; x * 1, x / 1, x - 0 and x + (-0); Not(Not(x)),
+    Neg(Neg(x)), Relu(Relu(x)). Pairs and chains of Transpose, Reshape, Squeeze, Unsqueeze, Cast,
+    Clip, Relu, Concat, ReduceMean and their like become one node.
+
+    Results stay equal bit for bit, except that two ReduceMean or ReduceSum in one are rounded once
+    less. That is why x + 0.0 stays: it turns -0.0 into 0.0.
+
+        x -> Transpose -> Transpose -> Relu -> Identity -> y
+        x -> Relu -> y
+    """
+
+    name = "eliminate-identity"
+    lossless = True
+
+    @override
+    def rules(self) -> tuple[Rule, ...]:
+        return (
+            RemoveNoOperations(),
+            MergeTransposes(),
+            MergeReshapes(),
+            MergeUnsqueezes(),
+            MergeCasts(),
+            MergeBounds(),
+            RejoinSplit(),
+            FlattenConcats(),
+            MergeReductions(),
+        )
