@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -77,3 +78,9 @@ _PACKED = frozenset(
     for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
     if name in TensorProto.DataType.keys()  # noqa: SIM118 - enum wrapper; INT2 came with onnx 1.20
 )
+
+
+def named_dtype(name: str) -> np.dtype[Any]:
+    """Returns the numpy or ml_dtypes type of a name such as `float32` or `bfloat16`."""
+    kind = getattr(ml_dtypes, name, None)
+    return np.dtype(name if kind is None else kind)

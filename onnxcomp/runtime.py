@@ -157,9 +157,8 @@ class Session:
             if name not in self._output_types:
                 raise UserError(f"the model has no output {quoted(name)}")
         try:
-            if self._all_native(feeds, names):
-                return dict(zip(names, session.run(names, feeds), strict=True))
-            return self._run_foreign(session, feeds, names)
+            results = self._call(session, feeds, names)()
+            return dict(zip(names, map(_to_numpy, results), strict=True))
         except _ORT_ERRORS as error:
             raise _run_error(error) from error
 
@@ -173,11 +172,7 @@ class Session:
         session = self._alive()
         if self.provider in DEVICE_PROVIDERS:
             return self._bound(session, feeds)
-        names = list(self._output_types)
-        if self._all_native(feeds, names):
-            return functools.partial(session.run, names, dict(feeds))
-        values = {name: self._value(name, array) for name, array in feeds.items()}
-        return functools.partial(session.run_with_ort_values, names, values)
+        return self._call(session, feeds, list(self._output_types))
 
     def close(self) -> None:
         """Gives back the runtime's memory; the session cannot be used afterwards."""
@@ -195,24 +190,24 @@ class Session:
             raise UserError("the session is closed")
         return self._session
 
-    def _all_native(self, feeds: Mapping[str, np.ndarray], names: Sequence[str]) -> bool:
-        return all(elements.is_native(self._input_types[name]) for name in feeds) and all(
-            elements.is_native(self._output_types[name]) for name in names
-        )
+    def _call(
+        self, session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], names: list[str]
+    ) -> Callable[[], Any]:
+        """Returns the call for these feeds; only types that numpy lacks take the detour by OrtValue."""
+        if all(elements.is_native(self._output_types[name]) for name in names):
+            given = {name: self._given(name, array) for name, array in feeds.items()}
+            return functools.partial(session.run, names, given)
+        values = {name: self._value(name, array) for name, array in feeds.items()}
+        return functools.partial(session.run_with_ort_values, names, values)
+
+    def _given(self, name: str, array: np.ndarray) -> np.ndarray | ort.OrtValue:
+        return array if elements.is_native(self._input_types[name]) else self._value(name, array)
 
     def _value(self, name: str, array: np.ndarray) -> ort.OrtValue:
         code = elements.element_code(self._input_types[name])
         if code is None or code == onnx.TensorProto.STRING:
             return ort.OrtValue.ortvalue_from_numpy(array)
         return _ort_value(elements.runtime_buffer(array, code), code)
-
-    def _run_foreign(
-        self, session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], names: list[str]
-    ) -> dict[str, Any]:
-        values = {name: self._value(name, array) for name, array in feeds.items()}
-        results = session.run_with_ort_values(names, values)
-        types = self._output_types
-        return {n: _to_numpy(value, types[n]) for n, value in zip(names, results, strict=True)}
 
     def _bound(
         self, session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]
@@ -334,16 +329,10 @@ def _create(
     values = [_ort_value(array, code) for array, code in given.arrays.values()]
     if values:
         options.add_external_initializers(list(given.arrays), values)
+    providers = _with_fallbacks(provider)
+    settings = [dict(provider_options or {}), *({} for _ in providers[1:])]
     try:
-        session = ort.InferenceSession(
-            given.model,
-            options,
-            providers=_with_fallbacks(provider),
-            provider_options=[
-                dict(provider_options or {}),
-                *({} for _ in _with_fallbacks(provider)[1:]),
-            ],
-        )
+        session = ort.InferenceSession(given.model, options, providers, settings)
     except _ORT_ERRORS as error:
         raise _load_error(error) from error
     session.disable_fallback()
@@ -370,12 +359,15 @@ def _ort_value(array: np.ndarray, code: int) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, code)
 
 
-def _to_numpy(value: ort.OrtValue, type_text: str) -> object:
-    code = elements.element_code(type_text)
-    if code is None or elements.is_native(type_text):
-        return value.numpy()
-    data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
-    return elements.array_from_bytes(data, tuple(value.shape()), code)
+def _to_numpy(result: object) -> object:
+    """Returns a result as the caller knows it: arrays also of the types that numpy lacks."""
+    if not isinstance(result, ort.OrtValue):
+        return result
+    code = result.element_type() if result.is_tensor() else None
+    if code is None or elements.is_native(result.data_type()):
+        return result.numpy()
+    data = ctypes.string_at(result.data_ptr(), result.tensor_size_in_bytes())
+    return elements.array_from_bytes(data, tuple(result.shape()), code)
 
 
 def _spec(arg: ort.NodeArg, *, optional: bool = False) -> TensorSpec:

@@ -266,6 +266,19 @@ class TestRun:
         np.testing.assert_array_equal(results["k"], feeds["i"].astype(np.float32))
         np.testing.assert_array_equal(results["z"], feeds["b"].astype(np.float32))
 
+    def test_text_beside_types_that_numpy_lacks(self) -> None:
+        proto = model("""
+            g (bfloat16[2] b, string[2] s) => (float[2] y, string[2] t) {
+              y = Cast <to = 1> (b)
+              t = Identity (s)
+            }
+        """)
+        feeds = {"b": np.ones(2, ml_dtypes.bfloat16), "s": np.array(["a", "bc"], object)}
+        with Session.open(proto) as session:
+            results = session.run(feeds)
+        assert results["t"].tolist() == ["a", "bc"]
+        assert results["y"].tolist() == [1, 1]
+
     @pytest.mark.parametrize(
         ("feeds", "message"),
         [
