@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxcomp.pipeline import Result as Result
 
 _WHERE = {
+    "CompressResult": "onnxcomp.compress",
     "Context": "onnxcomp.passbase",
     "Edit": "onnxcomp.ir",
     "Model": "onnxcomp.ir",

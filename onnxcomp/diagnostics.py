@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from onnxcomp.errors import quoted
 
 if TYPE_CHECKING:
@@ -35,11 +37,13 @@ class Location:
             return cls("model")
         if isinstance(place, str):
             return cls(place)
-        if hasattr(place, "op_type"):
-            outputs = [value.name for value in place.outputs if value.name]
-            return cls(place.op_type, place.name or (outputs[0] if outputs else ""))
-        return cls("value", place.name or "")
+        operator = getattr(place, "op_type", "")
+        if not operator:
+            return cls("value", place.name or "")
+        outputs = [value.name for value in getattr(place, "outputs", ()) if value.name]
+        return cls(operator, place.name or (outputs[0] if outputs else ""))
 
+    @override
     def __str__(self) -> str:
         return f"{self.kind} {quoted(self.name)}" if self.name else self.kind
 
@@ -64,6 +68,7 @@ class Diagnostic:
     hint: str = ""
     notes: tuple[str, ...] = ()
 
+    @override
     def __str__(self) -> str:
         text = f"{self.code} {self.severity}: {self.where}: {self.message}"
         return f"{text} ({self.hint})" if self.hint else text
@@ -71,11 +76,14 @@ class Diagnostic:
 
 # Codes of the framework itself. A pass declares its own in `Pass.codes`.
 CODES: dict[str, str] = {
-    "CMP101": "The model was not loaded by onnxruntime: it uses an operator or a type the runtime does not "
-    "have. It was validated structurally only; numbers were not compared.",
-    "CMP102": "The comparison could not run: no inputs could be made that the model accepts. "
+    "CMP101": "onnxruntime cannot load the model that came in: it uses an operator, a type or a version that this "
+    "build does not have. The result was checked for its structure only; numbers were not compared.",
+    "CMP102": "No inputs could be made up that the model accepts, so numbers were not compared. "
     "Give real samples with --data.",
-    "CMP103": "The comparison of a lossless pass found a difference beyond tolerance; the pass was rolled back.",
+    "CMP103": "The model draws random numbers, so two runs of it cannot be compared.",
+    "CMP201": "A candidate could not be built or run. The search went on with the others.",
+    "CMP202": "No quantized candidate was both inside the limit on quality and faster than float, so the result is the "
+    "simplified float model. A larger limit, more or better samples, or a metric of your own may change that.",
     "GEN101": "Random samples were used. Ranges and accuracy found on noise say little about real data.",
     "PAS101": "A pass raised an error or broke the model. Its work was taken back and the run went on without it. "
     "The reproducer holds the model before the pass and the remaining steps: please report it.",

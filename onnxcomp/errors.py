@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing_extensions import override
+
 
 class UserError(Exception):
     """Something that the caller can mend: one clear line, no traceback, exit code 1.
@@ -18,6 +20,7 @@ class UserError(Exception):
         self.message = message
         self.hint = hint
 
+    @override
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
 

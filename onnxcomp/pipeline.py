@@ -136,7 +136,8 @@ class Pipeline:
         run = _Run(self, model, _samples(samples, model), threads, progress, on_failure, reproducer)
         run.check_requirements()
         run.steps(self.steps)
-        return Result(model, tuple(run.outcomes), str(self), time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Result(model, tuple(run.outcomes), str(self), seconds, model.notes)
 
 
 def _samples(samples: Samples | object | None, model: Model) -> Samples | None:
@@ -165,12 +166,9 @@ class _Run:
     def __post_init__(self) -> None:
         self.edit = Edit(self.model)
         self.facts = Facts(self.model)
-        try:
-            from onnxcomp.targets import load_target
-        except ImportError:
-            self.target: Target = None  # type: ignore
-        else:
-            self.target = load_target(self.pipeline.target)
+        from onnxcomp.targets import load_target
+
+        self.target: Target = load_target(self.pipeline.target)
 
     def check_requirements(self) -> None:
         """Refuses to start when some pass could not do its work."""

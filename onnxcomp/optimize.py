@@ -1,0 +1,81 @@
+"""The lossless passes in their best order, with the proof that nothing changed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onnxcomp.ir import Model
+from onnxcomp.passbase import QUIET
+from onnxcomp.pipeline import Pipeline, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+    from onnxcomp.ir.model import Source
+    from onnxcomp.passbase import Progress
+
+# Folding first: it makes shapes and parameters constant for all others. Dead code last in a round.
+SIMPLIFY = (
+    "eliminate-dead,"
+    "fixpoint(fold-constants,eliminate-identity,fuse-batchnorm,share-common,eliminate-dead)"
+)
+
+
+def optimize(
+    source: Source,
+    *,
+    target: str = "cpu",
+    verify: bool = True,
+    samples: Sequence[Mapping[str, np.ndarray]] | None = None,
+    threads: int = 0,
+    seed: int = 0,
+    progress: Progress = QUIET,
+    reproducer: str | Path | None = None,
+) -> Result:
+    """Simplifies a model without changing what it computes.
+
+    Args:
+        source: Path, `ModelProto`, `onnx_ir.Model`, GraphSurgeon graph or `Model`; never changed.
+        target: Where the model will run.
+        verify: Compare the result with the source on a few inputs; a pass that changed the function
+            is taken back, and the report names it.
+        samples: Inputs to compare on; made up from the declared shapes when not given.
+        threads: Threads for the comparison, 0 for the runtime's choice.
+        seed: Seed of inputs that are made up.
+        progress: Progress bars.
+        reproducer: Folder for the evidence if a pass fails.
+
+    Returns:
+        The simplified model and what each pass did.
+
+    Raises:
+        UserError: If the model cannot be read or is not valid.
+    """
+    original = Model.load(source)
+    pipeline = Pipeline.parse(SIMPLIFY, target=target)
+    result = pipeline.run(
+        original, threads=threads, progress=progress, on_failure="skip", reproducer=reproducer
+    )
+    if not verify or not result.changed:
+        return result
+    from onnxcomp.verify import Equivalence
+
+    reference = source if isinstance(source, (str, Path)) else original
+    equivalence = Equivalence(
+        Path(reference) if isinstance(reference, str) else reference,
+        signature_of=original,
+        feeds=samples,
+        threads=threads,
+        seed=seed,
+    )
+    if equivalence.difference(result.model):
+        watched = dataclasses.replace(pipeline, instruments=(equivalence,))
+        result = watched.run(
+            original, threads=threads, progress=progress, on_failure="skip", reproducer=reproducer
+        )
+    notes = (equivalence.note,) if equivalence.note else ()
+    return dataclasses.replace(result, notes=(*result.notes, *notes))

@@ -1,0 +1,293 @@
+"""Candidates: building them, judging their quality, timing them side by side, choosing one."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from onnxcomp.analysis.sensitivity import node_noise
+from onnxcomp.bench import Limits, measure
+from onnxcomp.compare import Reference
+from onnxcomp.diagnostics import Diagnostic, Location, Severity
+from onnxcomp.errors import ModelError, PassFailedError, RuntimeUnavailableError
+from onnxcomp.metrics import evaluate
+from onnxcomp.optimize import optimize
+from onnxcomp.pipeline import Pipeline
+from onnxcomp.recipe import make
+from onnxcomp.runtime import Session
+from onnxcomp.stages import stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from onnxcomp.bench import Benchmark, Timing
+    from onnxcomp.ir import Model
+    from onnxcomp.metrics import Metric, Score
+    from onnxcomp.passbase import Outcome, Progress
+    from onnxcomp.samples import Samples
+
+# A model that is this much slower than another one may only look so.
+NOISE = 0.02
+# Shares of the quantized nodes that are given back to float, in turn, when quality suffers.
+GIVEN_BACK = (0.03, 0.1, 0.2, 0.4)
+NOISE_SAMPLES = 8
+LATENCY_SAMPLES = 4
+# What is tried, in this order; each is an option set of quantize-static.
+VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (("int8", {}),)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate and how it did.
+
+    Attributes:
+        label: What was tried.
+        pipeline: The passes, as text.
+        model: The model they made.
+        outcomes: What each pass did.
+        score: The metric on held-out samples.
+        drop: How much worse that is than the original.
+        timing: Latency relative to the original, None when it was not worth measuring.
+        rejected: Why it was not taken, empty for one that could be.
+    """
+
+    label: str
+    pipeline: str
+    model: Model
+    outcomes: tuple[Outcome, ...]
+    score: Score
+    drop: float
+    timing: Timing | None = None
+    rejected: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Time relative to the original; infinite when it was not measured."""
+        return self.timing.ratio.median if self.timing else float("inf")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    Attributes:
+        target: Where the model will run.
+        provider: Execution provider to measure with.
+        max_drop: How much worse the metric may get, relative to the original.
+        threads: Threads of one operator, in measurements and in the search.
+        trials: How many quantized candidates may be built.
+        seconds: Time for the final latency measurement.
+        seed: Seed of everything random.
+        memory: Whether to measure peak memory as well.
+    """
+
+    target: str = "cpu"
+    provider: str = "cpu"
+    max_drop: float = 0.01
+    threads: int = 1
+    trials: int = 8
+    seconds: float = 6.0
+    seed: int = 0
+    memory: bool = True
+
+
+@dataclass
+class Search:
+    """The state of one search."""
+
+    original: Model
+    calibration: Samples
+    held_out: Samples
+    metric: Metric
+    options: SearchOptions
+    progress: Progress
+    trials: list[Trial] = field(default_factory=list)
+    notes: list[Diagnostic] = field(default_factory=list)
+
+    def __enter__(self) -> Search:
+        self.session = Session.open(
+            self._runnable(self.original),
+            threads=self.options.threads,
+            provider=self.options.provider,
+        )
+        self.reference = Reference(self.session, self.held_out)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.session.close()
+
+    def _runnable(self, model: Model) -> Model | Path:
+        """The file itself where there is one: the runtime maps its weights instead of copying."""
+        return model.path if model is self.original and model.path is not None else model
+
+    def run(self) -> None:
+        """Tries everything worth trying, then measures what could be taken."""
+        with stage("judging the original"):
+            score = self._score(self.session)
+        self.trials.append(Trial("original", "", self.original, (), score, 0.0))
+        simplified = self._simplify()
+        with self.progress(self.options.trials, "trying candidates") as task:
+            for trial in self._quantized(simplified):
+                self.trials.append(trial)
+                task.advance()
+        self._measure()
+
+    def _simplify(self) -> Trial:
+        feeds = [self.held_out.first()]
+        made = optimize(
+            self.original,
+            target=self.options.target,
+            samples=feeds,
+            threads=self.options.threads,
+            progress=self.progress,
+        )
+        self.notes.extend(made.diagnostics)
+        trial = self._judge("simplified", made.pipeline, made.model, made.outcomes)
+        self.trials.append(trial)
+        return trial
+
+    def _quantized(self, simplified: Trial) -> Iterator[Trial]:
+        """Yields quantized candidates: the variants first, then the best of them with nodes given back."""
+        built: list[Trial] = []
+        for label, options in VARIANTS:
+            if len(built) < self.options.trials and (
+                made := self._quantize(simplified, label, options)
+            ):
+                built.append(made)
+                yield made
+        if not built or any(trial.drop <= self.options.max_drop for trial in built):
+            return
+        best = min(built, key=lambda trial: trial.drop)
+        options = dict(VARIANTS)[best.label]
+        for share in GIVEN_BACK[: self.options.trials - len(built)]:
+            skip = self._worst_nodes(simplified, best, share)
+            label = f"{best.label}, {len(skip)} nodes in float"
+            made = self._quantize(simplified, label, {**options, "skip": skip}) if skip else None
+            if made is None:
+                return
+            yield made
+            if made.drop <= self.options.max_drop:
+                return
+
+    def _quantize(self, simplified: Trial, label: str, options: Mapping[str, Any]) -> Trial | None:
+        """Builds and judges one quantized candidate; None when it cannot be built."""
+        pipeline = Pipeline((make("quantize-static", options),), target=self.options.target)
+        try:
+            made = pipeline.run(
+                simplified.model,
+                samples=self.calibration,
+                threads=self.options.threads,
+                progress=self.progress,
+            )
+            if not made.changed:
+                self.notes.extend(made.diagnostics)
+                return None
+            text = f"{simplified.pipeline},{made.pipeline}"
+            outcomes = (*simplified.outcomes, *made.outcomes)
+            return self._judge(label, text, made.model, outcomes)
+        except (PassFailedError, RuntimeUnavailableError, ModelError) as error:
+            self.notes.append(
+                Diagnostic(
+                    "CMP201", Severity.WARNING, f"{label}: {error.message}", Location("model")
+                )
+            )
+            return None
+
+    def _worst_nodes(self, simplified: Trial, trial: Trial, share: float) -> list[str]:
+        with stage("looking for the nodes that hurt"):
+            ranked = node_noise(
+                simplified.model,
+                trial.model,
+                self.calibration.take(NOISE_SAMPLES),
+                threads=self.options.threads,
+            )
+        count = max(1, round(share * len(ranked)))
+        return [noise.name for noise in ranked[:count] if noise.name and noise.added > 0]
+
+    def _judge(self, label: str, pipeline: str, model: Model, outcomes: Sequence[Outcome]) -> Trial:
+        with (
+            stage(f"judging {label}"),
+            Session.open(model, threads=self.options.threads) as session,
+        ):
+            score = self._score(session)
+        drop = self.metric.drop(self.trials[0].score, score)
+        rejected = ""
+        if drop > self.options.max_drop:
+            rejected = f"{score.name} drops by {drop:.2%}, limit {self.options.max_drop:.2%}"
+        return Trial(label, pipeline, model, tuple(outcomes), score, drop, rejected=rejected)
+
+    def _score(self, session: Session) -> Score:
+        return evaluate(
+            self.metric,
+            session,
+            self.held_out,
+            reference=self.reference,
+            labels=self.held_out.labels,
+        )
+
+    def _measure(self) -> None:
+        """Times everything that could be taken, side by side with the original."""
+        feeds = list(self.held_out.take(LATENCY_SAMPLES))
+        runnable = {
+            trial.label: self._runnable(trial.model) for trial in self.trials if not trial.rejected
+        }
+        with stage("measuring latency"):
+            found = self._timed(runnable, feeds)
+        self.trials = [
+            dataclasses.replace(trial, timing=found[trial.label])
+            if trial.label in runnable
+            else trial
+            for trial in self.trials
+        ]
+
+    def _timed(
+        self, models: Mapping[str, Model | Path], feeds: Sequence[Mapping[str, Any]]
+    ) -> Benchmark:
+        with self.progress(1.0, "measuring latency") as task:
+            done = 0.0
+
+            def advance(share: float) -> None:
+                nonlocal done
+                task.advance(share - done)
+                done = share
+
+            return measure(
+                models,
+                feeds,
+                provider=self.options.provider,
+                threads=self.options.threads,
+                limits=Limits(seconds=self.options.seconds, seed=self.options.seed),
+                progress=advance,
+                memory=self.options.memory,
+            )
+
+    def choose(self) -> Trial:
+        """The fastest candidate inside the limit; among equally fast ones the smallest."""
+        possible = [trial for trial in self.trials[1:] if not trial.rejected] or [self.trials[0]]
+        fastest = min(trial.ratio for trial in possible)
+        near = [trial for trial in possible if trial.ratio <= fastest * (1 + NOISE)]
+        return min(near, key=lambda trial: (trial.model.nbytes, trial.drop))
+
+
+def explained(chosen: Trial, trials: Sequence[Trial]) -> list[Diagnostic]:
+    """Says plainly when the result is not what was hoped for."""
+    found = [d for outcome in chosen.outcomes for d in outcome.diagnostics]
+    quantized = [trial for trial in trials if trial.label not in {"original", "simplified"}]
+    if chosen in quantized:
+        return found
+    if not quantized:
+        why = "nothing in this model could be quantized for the target"
+    elif all(trial.rejected for trial in quantized):
+        best = min(quantized, key=lambda trial: trial.drop)
+        why = f"no quantized candidate stayed inside the limit; the best one: {best.rejected}"
+    else:
+        why = "no quantized candidate inside the limit was faster than float"
+    hint = "allow a larger --max-drop, or give more samples"
+    return [
+        *found,
+        Diagnostic(
+            "CMP202", Severity.WARNING, f"the result is float: {why}", Location("model"), hint
+        ),
+    ]

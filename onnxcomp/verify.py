@@ -1,0 +1,123 @@
+"""Whether a rewritten model still computes what the one that came in did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxcomp.compare import Reference, Tolerance, compare
+from onnxcomp.diagnostics import Diagnostic, Location, Severity
+from onnxcomp.errors import ModelError, RuntimeUnavailableError, SamplesError, UserError
+from onnxcomp.ir.ops import NONDETERMINISTIC, is_training
+from onnxcomp.probe import probe_feeds
+from onnxcomp.runtime import Session
+from onnxcomp.stages import stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from onnxcomp.ir import Model
+    from onnxcomp.passbase import Outcome, Pass
+
+# Folding a batch normalisation or merging scales adds up in another order: off by some units in the
+# last place of the largest term, which deep networks carry on.
+LOSSLESS = Tolerance(rtol=1e-3, atol=1e-6, of_peak=1e-4)
+PROBES = 2
+
+
+class Equivalence:
+    """Compares rewritten models with the original on the same inputs, the runtime's own rewrites off.
+
+    The inputs are seeded random ones that fit the declared shapes, or real samples where given. As an
+    instrument of a pipeline it is asked after every lossless pass and so finds the guilty one.
+
+    Args:
+        original: The model that came in.
+        feeds: Samples to compare on; made up when none are given.
+        threads: Threads of a session.
+        seed: Seed of the made-up inputs.
+    """
+
+    def __init__(
+        self,
+        original: Model | Path,
+        *,
+        signature_of: Model,
+        feeds: Sequence[Mapping[str, np.ndarray]] | None = None,
+        threads: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self._original = original
+        self._signature_of = signature_of
+        self._feeds = feeds
+        self._threads = threads
+        self._seed = seed
+        self._reference: Reference | None = None
+        self.note: Diagnostic | None = None
+
+    def difference(self, model: Model | Path) -> str:
+        """Returns how a model differs from the original, empty when it does not or cannot be told.
+
+        Why it cannot be told is in `note` then.
+        """
+        with stage("comparing numbers"):
+            reference = self._prepared()
+            if reference is None:
+                return ""
+            try:
+                with self._open(model) as session:
+                    return compare(reference, session, tolerance=LOSSLESS).reason
+            except (RuntimeUnavailableError, ModelError, SamplesError) as error:
+                return f"onnxruntime runs the original but not the result: {error.message}"
+
+    def before(self, step: Pass, model: Model) -> None:
+        """Nothing to do: the original is the reference for every pass."""
+
+    def after(self, step: Pass, model: Model, outcome: Outcome) -> str:
+        """Objects to a lossless pass that changed what the model computes."""
+        del outcome
+        return self.difference(model) if step.lossless else ""
+
+    def _open(self, model: Model | Path) -> Session:
+        return Session.open(model, threads=self._threads, optimization="disable")
+
+    def _prepared(self) -> Reference | None:
+        if self._reference is None and self.note is None:
+            self.note = self._prepare()
+        return self._reference
+
+    def _prepare(self) -> Diagnostic | None:
+        """Opens the original and finds inputs for it; returns why that is not possible."""
+        if varies(self._signature_of):
+            return _note("CMP103", "it draws random numbers")
+        try:
+            session = self._open(self._original)
+        except (RuntimeUnavailableError, ModelError) as error:
+            return _note("CMP101", error.message)
+        try:
+            feeds = self._feeds or probe_feeds(
+                self._signature_of.signature(), count=PROBES, seed=self._seed, runner=session
+            )
+            reference = Reference(session, feeds)
+            for _ in reference:
+                pass
+        except UserError as error:
+            return _note("CMP102", error.message)
+        self._reference = reference
+        return None
+
+
+def varies(model: Model) -> bool:
+    """Whether two runs of a model on the same inputs may differ."""
+    return any(
+        node.op_type in NONDETERMINISTIC or (node.op_type == "Dropout" and is_training(node))
+        for node in model.nodes()
+    )
+
+
+def _note(code: str, why: str) -> Diagnostic:
+    return Diagnostic(
+        code, Severity.WARNING, f"numbers were not compared: {why}", Location("model")
+    )
