@@ -1,0 +1,157 @@
+"""Reports as tables for the terminal, or for a log file."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from onnxcomp.diagnostics import Severity
+from onnxcomp.report import units
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import IO
+
+    from rich.console import RenderableType
+
+    from onnxcomp.diagnostics import Diagnostic
+    from onnxcomp.report.record import Report
+
+# Below this width a table of models becomes a list.
+NARROW = 60
+# Width where there is no terminal to ask.
+DEFAULT_WIDTH = 110
+# Remarks of one code that are shown unless all are asked for.
+SHOWN_PER_CODE = 2
+
+
+def console_for(stream: IO[str]) -> Console:
+    """Returns a console that prints text as it is: no markup, no emoji, no colouring of numbers."""
+    width = None if stream.isatty() else DEFAULT_WIDTH
+    return Console(
+        file=stream, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False
+    )
+
+
+def to_text(report: Report, *, width: int = DEFAULT_WIDTH, verbose: bool = False) -> str:
+    """Returns a report as plain text.
+
+    Args:
+        report: What to print.
+        width: Columns to stay within.
+        verbose: Print every remark, not the first few of each kind.
+    """
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+    render(report, console, verbose=verbose)
+    return stream.getvalue().rstrip("\n")
+
+
+def render(report: Report, console: Console, *, verbose: bool = False) -> None:
+    """Prints a report on a console."""
+    if report.models:
+        console.print(models_table(report, console))
+    changed = [step for step in report.steps if step.changed or step.rolled_back or verbose]
+    if changed:
+        console.print(steps_table(report, console, verbose=verbose))
+    elif report.steps:
+        console.print("No pass found anything to change.")
+    for gate in report.gates:
+        word = "kept" if gate.met else "MISSED"
+        line = f"limit {word}: {gate.name} {gate.value:.4g}, allowed {gate.limit:.4g}"
+        console.print(Text(line, style="" if gate.met else "bold red"))
+    for line in remarks(report.diagnostics, verbose=verbose):
+        console.print(Text(line, style="yellow" if " warning: " in line else "dim"))
+    for note in report.notes:
+        console.print(Text(note))
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console, *, numbers: int = 0
+) -> Table:
+    """Makes a table that survives any terminal: cells wrap, none is cut off.
+
+    Args:
+        columns: Headings.
+        rows: Cells, as plain text.
+        console: Where it will be printed, which decides on the lines around it.
+        numbers: How many columns from the right are numbers, and so aligned to the right.
+    """
+    made = Table(box=box.SIMPLE if _lines(console) else box.MARKDOWN, pad_edge=False)
+    for index, name in enumerate(columns):
+        right = index >= len(columns) - numbers
+        made.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))
+    return made
+
+
+def _lines(console: Console) -> bool:
+    return console.is_terminal and not console.options.ascii_only
+
+
+def models_table(report: Report, console: Console) -> RenderableType:
+    """Returns the table of models; columns that nobody measured are left out."""
+    metrics = list(dict.fromkeys(name for row in report.models for name in row.metrics))
+    columns = {
+        "model": [row.label for row in report.models],
+        "size": [units.size(row.bytes) for row in report.models],
+        "nodes": [units.MISSING if r.nodes is None else str(r.nodes) for r in report.models],
+        "latency": [units.latency(row.latency) for row in report.models],
+        "speed": [units.ratio(row.ratio) for row in report.models],
+        "peak memory": [units.size(row.peak_memory) for row in report.models],
+        **{name: [units.metric(r.metrics.get(name)) for r in report.models] for name in metrics},
+    }
+    used = {
+        name: cells
+        for name, cells in columns.items()
+        if any(cell != units.MISSING for cell in cells)
+    }
+    if console.width < NARROW:
+        return _as_list(used)
+    rows = zip(*used.values(), strict=True)
+    return table(list(used), rows, console, numbers=len(used) - 1)
+
+
+def _as_list(columns: dict[str, list[str]]) -> Text:
+    labels, *others = columns.items()
+    lines = []
+    for index, label in enumerate(labels[1]):
+        lines.append(label)
+        lines += [f"  {name}: {cells[index]}" for name, cells in others]
+    return Text("\n".join(lines))
+
+
+def steps_table(report: Report, console: Console, *, verbose: bool = False) -> Table:
+    """Returns the table of passes: what each changed, and what it cost."""
+    rows = []
+    for step in report.steps:
+        if not (step.changed or step.rolled_back or verbose):
+            continue
+        done = ", ".join(f"{count} {what}" for what, count in step.stats.items())
+        if step.rolled_back:
+            done = f"taken back: {step.rolled_back}"
+        rows.append((step.step, done or units.MISSING, units.duration(step.seconds)))
+    return table(("pass", "what it did", "time"), rows, console, numbers=1)
+
+
+def remarks(diagnostics: Sequence[Diagnostic], *, verbose: bool = False) -> list[str]:
+    """Returns one line per remark, warnings first; of many alike only the first few."""
+    order = list(Severity)
+    ranked = sorted(diagnostics, key=lambda remark: order.index(remark.severity))
+    by_code: dict[str, list[Diagnostic]] = {}
+    for remark in ranked:
+        if verbose or remark.severity is not Severity.NOTE:
+            by_code.setdefault(remark.code, []).append(remark)
+    lines = []
+    for code, alike in by_code.items():
+        shown = len(alike) if verbose else min(SHOWN_PER_CODE, len(alike))
+        lines += [str(remark) for remark in alike[:shown]]
+        if shown < len(alike):
+            lines.append(f"{code} ... and {len(alike) - shown} more (--verbose shows all)")
+    return lines
