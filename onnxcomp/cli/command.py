@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 
 
 class Command(click.Command):
-    """A command that lists the options of the whole program after its own."""
+    """A command that lists the options of the whole program after its own.
+
+    Indented lines of its help are kept as they are; everything else is wrapped.
+    """
+
+    @override
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        text = self.help
+        self.help = _keeping_indented(text or "")
+        super().format_help_text(ctx, formatter)
+        self.help = text
 
     @override
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -65,6 +75,14 @@ class Group(click.Group):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         self.format_commands(ctx, formatter)
         _write_options(self, ctx, formatter)
+
+
+def _keeping_indented(text: str) -> str:
+    """Marks paragraphs with indented lines the way click wants it, with a backspace."""
+    return "\n\n".join(
+        f"\b\n{part}" if any(line.startswith(" ") for line in part.splitlines()) else part
+        for part in text.split("\n\n")
+    )
 
 
 def _write_options(

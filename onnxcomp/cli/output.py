@@ -1,0 +1,96 @@
+"""Printing: tables or text for people, one JSON document for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnxcomp.cli.settings import settings
+from onnxcomp.errors import UserError, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from onnxcomp.passbase import Progress
+    from onnxcomp.report import Report
+
+
+def emit(text: str, data: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
+    """Prints a result that is wanted in any case: text, or with `--json` the data.
+
+    Args:
+        text: For people; lines are printed as they are.
+        data: The same for programs.
+    """
+    if settings().json:
+        print_json(data)
+    else:
+        click.echo(text)
+
+
+def emit_tables(draw: Callable[[Console], None], data: Any) -> None:  # noqa: ANN401 - as above
+    """As `emit`, for a result that is drawn on a console."""
+    if settings().json:
+        print_json(data)
+        return
+    from onnxcomp.report.text import console_for
+
+    draw(console_for(sys.stdout))
+
+
+def print_json(data: Any) -> None:  # noqa: ANN401 - as above
+    """Prints one JSON document."""
+    from onnxcomp.report.record import plain
+
+    click.echo(json.dumps(plain(data), indent=2, allow_nan=False))
+
+
+def remark(text: str) -> None:
+    """Prints a line about what happened, which nobody needs who asked for quiet or for JSON."""
+    chosen = settings()
+    if not (chosen.quiet or chosen.json):
+        click.echo(text)
+
+
+def show_report(report: Report, *, file: Path | None = None) -> None:
+    """Prints a report and stores it as JSON where the user asked for that.
+
+    Args:
+        report: What was done.
+        file: From `--report`.
+    """
+    if file is not None:
+        write_text(file, report.to_json() + "\n")
+    chosen = settings()
+    if chosen.json:
+        click.echo(report.to_json())
+    elif not chosen.quiet:
+        from onnxcomp.report.text import console_for, render
+
+        render(report, console_for(sys.stdout), verbose=chosen.verbose)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file that is absent or complete."""
+    from onnxcomp.ir.atomic import AtomicWriter
+
+    try:
+        with AtomicWriter(path, durable=False) as writer:
+            writer.open().write(text.encode())
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot write {quoted(path, 200)}: {reason}") from None
+
+
+def progress() -> Progress:
+    """Returns progress bars if there is somebody to look at them."""
+    from onnxcomp.report.progress import progress_for
+
+    chosen = settings()
+    return progress_for(quiet=chosen.quiet or chosen.json)
