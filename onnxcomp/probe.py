@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from onnxcomp.errors import RuntimeUnavailableError, SamplesError, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from onnxcomp.compare import Runner
-    from onnxcomp.signature import Dim, Signature, TensorSpec
+    from onnxcomp.signature import Signature, TensorSpec
 
 Feeds = dict[str, np.ndarray]
 
-# What to try for the first dimension of an input and for all others when they are not numbers, and
-# the bound of whole numbers (they are often indices), until the model takes it.
-_ATTEMPTS: tuple[tuple[int, int, int], ...] = (
-    *((2, 16, 8), (1, 16, 8), (1, 64, 8), (2, 16, 2), (1, 16, 2), (1, 1, 2), (3, 3, 3), (2, 2, 2)),
-    *(
-        (1, 32, 2),
-        (1, 128, 2),
-        (1, 224, 2),
-        (1, 256, 2),
-        (16, 16, 2),
-        (1, 8, 1),
-        (1, 3, 2),
-        (1, 80, 2),
-    ),
+
+class _Guess(NamedTuple):
+    """Sizes for open dimensions, and the bound of whole numbers (they are often indices)."""
+
+    batch: int
+    other: int
+    bound: int = 2
+    # Which dimension of an input is its batch: the first one, or the first one that is open.
+    batch_is_first_open: bool = False
+
+
+_GUESSES = (
+    *(_Guess(2, 16, 8), _Guess(1, 16, 8), _Guess(1, 64, 8)),
+    *(_Guess(batch, 16) for batch in (2, 1)),
+    *(_Guess(size, size) for size in (1, 2, 3)),
+    *(_Guess(1, other) for other in (32, 80, 128, 224, 256, 512, 640, 3, 8)),
+    *(_Guess(16, 16), _Guess(1, 8, bound=1)),
 )
 _MOST_ELEMENTS = 1 << 24
 # Shares of the elements that are replaced by awkward numbers, in samples that have any.
@@ -61,8 +65,8 @@ def probe_feeds(
                 f"cannot make up a value for input {quoted(spec.name)}: not a tensor"
             )
     refusal = ""
-    for attempt in _attempts(signature):
-        drawn = _draw(signature, attempt, count, seed)
+    for guess in _guesses(signature):
+        drawn = _draw(signature, guess, count, seed)
         if runner is None:
             return drawn
         accepted, refusal = _accepted(runner, drawn, signature)
@@ -71,17 +75,19 @@ def probe_feeds(
     raise SamplesError(f"the model takes none of the inputs made up for it: {refusal}")
 
 
-def _attempts(signature: Signature) -> Iterator[tuple[int, int, int]]:
+def _guesses(signature: Signature) -> Iterator[_Guess]:
     """Yields guesses, the ones that make no difference only once."""
+    has_whole = any(spec.dtype is not None and spec.dtype.kind in "iu" for spec in signature.inputs)
+    variants = (
+        guess._replace(batch_is_first_open=late) for late in (False, True) for guess in _GUESSES
+    )
     seen = set()
-    for attempt in _ATTEMPTS:
-        shapes = tuple(_shapes(signature, attempt).items())
-        whole = any(spec.dtype is not None and spec.dtype.kind in "iu" for spec in signature.inputs)
-        key = (shapes, attempt[2] if whole else 0)
-        sizes = [int(np.prod(shape, dtype=np.float64)) for _, shape in shapes]
-        if key not in seen and sum(sizes) <= _MOST_ELEMENTS:
+    for guess in variants:
+        shapes = _shapes(signature, guess)
+        key = (tuple(shapes.items()), guess.bound if has_whole else 0)
+        if key not in seen and sum(map(math.prod, shapes.values())) <= _MOST_ELEMENTS:
             seen.add(key)
-            yield attempt
+            yield guess
 
 
 def _accepted(runner: Runner, drawn: list[Feeds], signature: Signature) -> tuple[list[Feeds], str]:
@@ -107,31 +113,28 @@ def _refusal(runner: Runner, feeds: Feeds) -> str:
     return ""
 
 
-def _shapes(signature: Signature, attempt: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    first, other, _ = attempt
+def _shapes(signature: Signature, guess: _Guess) -> dict[str, tuple[int, ...]]:
+    """Returns a shape for each tensor input; equal symbols get equal sizes."""
     symbols: dict[str, int] = {}
+    shapes = {}
+    for spec in signature.inputs:
+        if spec.dtype is None:
+            continue
+        dims = (None, None) if spec.shape is None else spec.shape
+        is_open = [not isinstance(dim, int) for dim in dims]
+        batch_axis = is_open.index(True) if guess.batch_is_first_open and any(is_open) else 0
+        sizes = []
+        for axis, dim in enumerate(dims):
+            size = guess.batch if axis == batch_axis else guess.other
+            if isinstance(dim, str):
+                size = symbols.setdefault(dim, size)
+            sizes.append(dim if isinstance(dim, int) else size)
+        shapes[spec.name] = tuple(sizes)
+    return shapes
 
-    def size(dim: Dim, axis: int) -> int:
-        guess = first if axis == 0 else other
-        if isinstance(dim, str):
-            return symbols.setdefault(dim, guess)
-        return guess if dim is None else dim
 
-    return {
-        spec.name: tuple(size(dim, axis) for axis, dim in enumerate(_dims(spec)))
-        for spec in signature.inputs
-        if spec.dtype is not None
-    }
-
-
-def _dims(spec: TensorSpec) -> Sequence[Dim]:
-    return (None, None) if spec.shape is None else spec.shape
-
-
-def _draw(
-    signature: Signature, attempt: tuple[int, int, int], count: int, seed: int
-) -> list[Feeds]:
-    shapes = _shapes(signature, attempt)
+def _draw(signature: Signature, guess: _Guess, count: int, seed: int) -> list[Feeds]:
+    shapes = _shapes(signature, guess)
     rng = np.random.default_rng(seed)
     samples = []
     for index in range(count):
@@ -141,7 +144,7 @@ def _draw(
             if s.dtype is not None and not (s.optional and index % 2 == 0)
         ]
         samples.append(
-            {spec.name: _array(rng, spec, shapes[spec.name], index, attempt[2]) for spec in specs}
+            {spec.name: _array(rng, spec, shapes[spec.name], index, guess.bound) for spec in specs}
         )
     return samples
 

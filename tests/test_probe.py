@@ -103,6 +103,21 @@ def test_sizes_are_tried_until_the_model_takes_them() -> None:
     assert sample["x"].shape == (1, 128)
 
 
+class Stateful:
+    """Takes a batch of one, which is the second dimension of its state."""
+
+    def run(self, feeds: Mapping[str, np.ndarray], /) -> dict[str, np.ndarray]:
+        if feeds["state"].shape[1] != feeds["x"].shape[0] or feeds["x"].shape[1] < 100:
+            raise SamplesError("wrong size")
+        return {}
+
+
+def test_the_batch_need_not_be_the_first_dimension() -> None:
+    inputs = signature(spec("x", np.float32, (None, None)), spec("state", np.float32, (2, None, 8)))
+    (sample,) = probe_feeds(inputs, count=1, runner=Stateful())
+    assert sample["state"].shape == (2, sample["x"].shape[0], 8)
+
+
 def test_a_real_model_refuses_until_the_size_is_right() -> None:
     proto = parser.parse_model("""
         <ir_version: 10, opset_import: ["" : 21]>
