@@ -39,8 +39,9 @@ def _codes() -> dict[str, tuple[str, str]]:
     """Returns the meaning and the owner of every code."""
     from onnxcomp import registry
     from onnxcomp.diagnostics import CODES
+    from onnxcomp.ir.structure import CODES as STRUCTURE_CODES
 
-    known = {code: (meaning, "onnxcomp") for code, meaning in CODES.items()}
+    known = {code: (text, "onnxcomp") for code, text in {**CODES, **STRUCTURE_CODES}.items()}
     for name, info in registry.passes().items():
         if not info.problem():
             known |= {code: (text, name) for code, text in info.load().codes.items()}

@@ -86,20 +86,25 @@ class Model:
     @classmethod
     def _from_path(cls, path: Path) -> Model:
         from onnxcomp.ir import guard
+        from onnxcomp.ir.typecheck import check_types
 
         proto = guard.read_model(path)
         structure = guard.check_model(proto, path.parent)
+        # Inference wants nodes in order; the runtime checks types of the others when it loads them.
+        found = () if structure.needs_sort else check_types(proto)
+        notes = (*structure.diagnostics, *found)
         external = storage.has_external(proto)
         core = _to_ir(proto, own=True)
         if external:
             for graph in ir_graphs(core):
                 ir.external_data.set_base_dir(graph, path.parent)
         core = _prepared(core, sort=structure.needs_sort)
-        return cls(core, path=path, external=external, notes=structure.diagnostics)
+        return cls(core, path=path, external=external, notes=notes)
 
     @classmethod
     def _from_proto(cls, proto: onnx.ModelProto) -> Model:
         from onnxcomp.ir import guard
+        from onnxcomp.ir.typecheck import check_types
 
         if storage.has_external(proto):
             raise ModelError(
@@ -107,8 +112,11 @@ class Model:
                 hint="load it from its path, or with onnx.load(path) so that the weights are in it",
             )
         structure = guard.check_model(proto, None)
+        # Inference wants nodes in order; the runtime checks types of the others when it loads them.
+        found = () if structure.needs_sort else check_types(proto)
+        notes = (*structure.diagnostics, *found)
         core = _prepared(_to_ir(proto, own=False), sort=structure.needs_sort)
-        return cls(core, notes=structure.diagnostics)
+        return cls(core, notes=notes)
 
     @property
     def graph(self) -> ir.Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
@@ -15,7 +16,6 @@ from onnxcomp.ir.scopes import proto_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from onnxcomp.ir.atomic import OutputFile
     from onnxcomp.ir.model import Model
@@ -125,7 +125,7 @@ def _serialized(model: Model) -> bytes:
 
 def _save_external(model: Model, path: Path, *, in_place: bool) -> None:
     data_path = path.with_name(path.name + ".data")
-    check_output(data_path, [], in_place=True)
+    check_output(data_path, _data_files(model), in_place)
     layout = _layout(model, data_path.name)
     with swapped(dict(layout)):
         proto = model.to_proto().SerializeToString()
@@ -136,6 +136,12 @@ def _save_external(model: Model, path: Path, *, in_place: bool) -> None:
         writer.open(path).write(proto)
     if in_place and model.path is not None and path.samefile(model.path):
         _point_at(layout, path)
+
+
+def _data_files(model: Model) -> list[Path]:
+    """The files that the model reads its weights from."""
+    tensors = (value.const_value for value in model.initializers())
+    return sorted({Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)})
 
 
 def _layout(model: Model, location: str) -> list[tuple[ir.Value, ir.ExternalTensor]]:
