@@ -34,7 +34,7 @@ def chain(length: int, size: int = 64) -> onnx.ModelProto:
 @pytest.fixture(autouse=True)
 def _short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "_WARM_UP_SECONDS", 0.01)
-    monkeypatch.setattr(bench, "_READING_SECONDS", 0.0005)
+    monkeypatch.setattr(bench, "_STRETCH_SECONDS", 0.0001)
 
 
 class TestSpread:
@@ -59,6 +59,7 @@ class TestMeasure:
             order.append(call)
             return call * (1 + (len(order) - 1) // 2)
 
+        monkeypatch.setattr(bench, "_STRETCHES", 1)
         monkeypatch.setattr(bench, "_reading", reading)
         readings = bench._rounds(
             {"a": [2.0], "b": [1.0]},  # type: ignore[list-item]
@@ -83,11 +84,19 @@ class TestMeasure:
         assert data["timings"][1]["ratio"]["median"] > 0
         assert data["threads"] == 1
 
-    def test_rounds_take_samples_in_turn(self) -> None:
+    def test_rounds_take_samples_in_turn(self, monkeypatch: pytest.MonkeyPatch) -> None:
         used: list[int] = []
         calls = {"a": [lambda: used.append(0), lambda: used.append(1)]}
-        bench._rounds(calls, {"a": 1}, QUICK, None)
-        assert used == [0, 1, 0, 1, 0, 1]
+        monkeypatch.setattr(bench, "_STRETCHES", 2)
+        bench._rounds(calls, {"a": 1}, Limits(rounds=5, seconds=60), None)
+        assert used == [0, 0, 1, 1, 0, 0, 1, 1, 0, 0]
+
+    def test_an_interrupted_stretch_does_not_count(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stretches = iter([9.0, 1.0, 2.0, 7.0, 3.0, 2.0])
+        monkeypatch.setattr(bench, "_reading", lambda _call, _repeats: next(stretches))
+        monkeypatch.setattr(bench, "_STRETCHES", 3)
+        nothing: dict[str, bench.Call] = {"a": lambda: None, "b": lambda: None}
+        assert bench._round(nothing, {"a": 1, "b": 1}) == {"a": 2.0, "b": 1.0}
 
     def test_time_is_bounded_but_a_few_rounds_are_kept(self) -> None:
         readings = bench._rounds({"a": [lambda: None]}, {"a": 1}, Limits(10**9, 0), None)
