@@ -21,8 +21,8 @@ LAYERS = [
     {"analysis", "quant", "samples", "targets", "runtime", "compare", "bench", "feeds", "handover"},
     {"passbase", "registry", "recipe", "rules"},
     {"pipeline"},
-    {"verify", "optimize"},
-    {"search", "compress"},
+    {"verify", "optimization"},
+    {"search", "compression"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

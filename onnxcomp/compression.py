@@ -89,7 +89,7 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
     data = _split(samples, validation, original)
     with Search(original, *data, _metric(metric), options, progress) as search:
         search.run()
-    from onnxcomp.compress_report import compress_report
+    from onnxcomp.compression_report import compress_report
 
     chosen = search.choose()
     met = not chosen.rejected and chosen.ratio <= 1 + NOISE
