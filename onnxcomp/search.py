@@ -12,7 +12,7 @@ from onnxcomp.compare import Reference
 from onnxcomp.diagnostics import Diagnostic, Location, Severity
 from onnxcomp.errors import ModelError, PassFailedError, RuntimeUnavailableError
 from onnxcomp.metrics import evaluate
-from onnxcomp.optimize import optimize
+from onnxcomp.optimization import optimize
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.recipe import make
 from onnxcomp.runtime import Session

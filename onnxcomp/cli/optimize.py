@@ -50,7 +50,7 @@ def optimize(
     """
     place = output.place(model)
     from onnxcomp.ir import Model
-    from onnxcomp.optimize import optimize as run
+    from onnxcomp.optimization import optimize as run
 
     samples = None if data.data is None else data.load(Model.load(model).signature().inputs)
     job = Job("optimize", model, place, output, data, conditions, samples, {"verify": verify})

@@ -99,7 +99,7 @@ def _run(
 ) -> int:
     place = output.place(model)
     from onnxcomp.ir import Model
-    from onnxcomp.optimize import SIMPLIFY
+    from onnxcomp.optimization import SIMPLIFY
     from onnxcomp.pipeline import Pipeline
 
     steps = (*Pipeline.parse(SIMPLIFY).steps, step) if simplify else (step,)
