@@ -72,6 +72,12 @@ class Edit:
         """Adds to the statistics that the report shows for this pass."""
         self.stats[what] += number
 
+    def record(self, undo: Callable[[], None], what: str = "") -> None:
+        """Journals a change that a helper of this package made itself (see `regions`)."""
+        self._journal.append(undo)
+        if what:
+            self.stats[what] += 1
+
     # -- names -------------------------------------------------------------------------------------
 
     def fresh(self, base: str) -> str:

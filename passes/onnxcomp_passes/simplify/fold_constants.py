@@ -1,0 +1,138 @@
+"""Computes ahead of time what is the same in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from onnxcomp.analysis.shapes import Shapes
+from onnxcomp.ir import ir
+from onnxcomp.ir.ops import constant, is_op
+from onnxcomp.passbase import Pass
+from onnxcomp_passes.simplify.folding import reshapes
+from onnxcomp_passes.simplify.folding.evaluate import Evaluator
+from onnxcomp_passes.simplify.folding.limits import Budget
+from onnxcomp_passes.simplify.folding.partial import PartialValues, ambiguous_symbols
+from onnxcomp_passes.simplify.folding.placing import Placer
+from onnxcomp_passes.simplify.folding.waves import Wave
+from onnxcomp_passes.simplify.scopes import scope_versions
+
+if TYPE_CHECKING:
+    from onnxcomp.passbase import Context
+
+# Each round needs what the one before found; chains that are longer wait for the next run.
+_ROUNDS = 8
+_WAVES = 16
+
+
+class FoldConstants(Pass):
+    """Compute constant expressions, and shapes as far as they are known, ahead of time.
+
+    Everything that can be computed is computed by onnxruntime's own kernels, many nodes in one
+    session. Shape arithmetic on partly known dimensions is followed element by element, so that
+    `Shape -> Gather -> Concat -> Reshape` becomes a Reshape to a constant where that is possible.
+    Left alone are random operators, weights that a caller may override, quantized weights, results
+    that would make the model grow, and integer arithmetic that is not defined.
+
+        s = Shape(x)     # x: [N, 4, 8]
+        n = Gather(s, 0)
+        t = Concat(n, [32])            ->        y = Reshape(x, [-1, 32])
+        y = Reshape(x, t)
+    """
+
+    name: ClassVar[str] = "fold-constants"
+    lossless: ClassVar[bool] = True
+    preserves: ClassVar[frozenset[type[object]]] = frozenset({Shapes})
+    codes: ClassVar[Mapping[str, str]] = {
+        "FLD101": "A constant expression was left in place: computing it ahead of time would make the model "
+        "larger, take too long, or is not defined. Raise the limits of fold-constants if that is wanted.",
+        "FLD102": "onnxruntime could not compute a constant expression, so it was left in place.",
+    }
+
+    node_bytes: Annotated[int, Field(ge=0)] = 64 * 1024
+    """Size in bytes that one result may have even if nothing goes in exchange."""
+    growth: Annotated[int, Field(ge=0)] = 64 * 1024
+    """Bytes by which the whole model may grow."""
+    flops: Annotated[float, Field(ge=0)] = 1e9
+    """Arithmetic operations that may be spent."""
+
+    @override
+    def run(self, ctx: Context) -> None:
+        folding = _Folding(self, ctx)
+        folding.placer.lift_constants()
+        shapes = ctx.facts.get(Shapes())
+        for _ in range(_ROUNDS):
+            mark = ctx.edit.mark()
+            folding.reason()
+            folding.evaluate()
+            if ctx.edit.mark() == mark or not folding.placer.informs(shapes):
+                break
+            shapes = ctx.facts.refresh(Shapes())
+        folding.report()
+
+
+class _Folding:
+    """The state of one run."""
+
+    def __init__(self, options: FoldConstants, ctx: Context) -> None:
+        self.ctx = ctx
+        self.budget = Budget(options.node_bytes, options.growth, options.flops)
+        self.evaluator = Evaluator()
+        self.placer = Placer(ctx.model, ctx.edit)
+
+    def reason(self) -> None:
+        """Replaces shape arithmetic whose result is known, and simplifies targets of Reshape."""
+        shapes = self.ctx.facts.get(Shapes())
+        values = PartialValues(shapes, ambiguous_symbols(self.ctx.model.graph))
+        values.sweep(self.ctx.model.graph)
+        for function in self.ctx.model.core.functions.values():
+            values.sweep(function.graph)
+        for value, vector in list(values.found()):
+            if vector.known and constant(value) is None and _is_in_use(value):
+                self.placer.place(value, ir.tensor(vector.array()))
+        for node in list(self.ctx.model.nodes()):
+            if is_op(node, "Reshape"):
+                reshapes.simplify(node, values, self.placer)
+
+    def evaluate(self) -> None:
+        """Evaluates waves of nodes until none is left that may be."""
+        versions = scope_versions(self.ctx.model)
+        for _ in range(_WAVES):
+            placed = False
+            for version in sorted(set(versions.values())):
+                scopes = [graph for graph, found in versions.items() if found == version]
+                placed |= self._wave(scopes, version)
+            if not placed:
+                break
+
+    def _wave(self, scopes: list[ir.Graph], version: int) -> bool:
+        wave = Wave(self.ctx.facts.get(Shapes()), self.budget, version)
+        nodes = wave.choose([node for graph in scopes for node in graph])
+        if not nodes:
+            return False
+        results = self.evaluator.run(nodes, version)
+        for node in nodes:
+            if node in self.evaluator.failures:
+                self.budget.refusals[node] = "failed"
+        placed = [self.placer.place(value, ir.tensor(found)) for value, found in results.items()]
+        for node in nodes:
+            self.placer.drop(node)
+            if node.graph is not None:
+                self.budget.refusals.setdefault(node, "")
+        return any(placed)
+
+    def report(self) -> None:
+        """Says what was left in place."""
+        for node, why in self.evaluator.failures.items():
+            if node.graph is not None:
+                self.ctx.skip("FLD102", node, why)
+        for node, why in self.budget.refusals.items():
+            if node.graph is not None and why and node not in self.evaluator.failures:
+                self.ctx.skip("FLD101", node, why)
+
+
+def _is_in_use(value: ir.Value) -> bool:
+    return bool(value.uses()) or value.is_graph_output()

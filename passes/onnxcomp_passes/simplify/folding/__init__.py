@@ -1,0 +1,1 @@
+"""How constants are found: partly known shape vectors, limits, evaluation in the runtime."""

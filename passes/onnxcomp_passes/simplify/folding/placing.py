@@ -1,0 +1,122 @@
+"""Puts constants in the place of values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxcomp.ir import ir
+from onnxcomp.ir.ops import constant, has_reference_attribute, is_op, standard_op
+
+if TYPE_CHECKING:
+    from onnxcomp.analysis.shapes import ShapeMap
+    from onnxcomp.ir import Edit, Model
+
+# Operators whose result's shape follows from the contents of an operand.
+_SHAPED_NAMES = (
+    "Reshape Expand Tile Slice Pad Resize Upsample Range ConstantOfShape OneHot TopK Split Squeeze "
+    "Unsqueeze ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum "
+    "ReduceLogSumExp ReduceSumSquare MaxUnpool EyeLike Col2Im CenterCropPad AffineGrid DFT "
+    "BlackmanWindow HannWindow HammingWindow MelWeightMatrix STFT NonMaxSuppression Compress If Loop "
+    "Scan Where Gather Concat Cast Add Sub Mul Div Shape Size Equal Max Min"
+)
+_SHAPED_BY_CONTENTS = frozenset(_SHAPED_NAMES.split())
+
+
+class Placer:
+    """Replaces values by constants through an edit.
+
+    Attributes:
+        placed: Consumers of what was replaced since `informs` was last asked.
+    """
+
+    def __init__(self, model: Model, edit: Edit) -> None:
+        self._model = model
+        self._edit = edit
+        self._functions = {function.graph for function in model.core.functions.values()}
+        self.placed: list[ir.Node] = []
+
+    def lift_constants(self) -> None:
+        """Turns Constant nodes into initializers, except where they are the only possible form."""
+        for graph in list(self._model.graphs()):
+            if not self._holds_initializers(graph):
+                continue
+            for node in list(graph):
+                if is_op(node, "Constant") and not has_reference_attribute(node):
+                    tensor = constant(node.outputs[0])
+                    if tensor is not None:
+                        self._lift(node, tensor)
+
+    def _holds_initializers(self, graph: ir.Graph) -> bool:
+        return graph not in self._functions and self._model.ir_version >= 4
+
+    def _lift(self, node: ir.Node, tensor: ir.TensorProtocol) -> None:
+        value = node.outputs[0]
+        if not self._edit.output_as_constant(value, tensor) and not value.is_graph_output():
+            graph = value.graph
+            if graph is None:
+                return
+            made = self._edit.initializer(tensor, name=value.name or "", graph=graph)
+            self._edit.replace(value, made)
+            self._edit.remove(node)
+        if node.graph is None:
+            self._edit.count("constants lifted")
+
+    def place(self, value: ir.Value, tensor: ir.TensorProtocol) -> bool:
+        """Makes everybody read a constant instead of a value; returns whether that was possible."""
+        node, graph = value.producer(), value.graph
+        if node is None or graph is None or node.graph is None:
+            return False
+        self.placed += [usage.node for usage in value.uses()]
+        if value.is_graph_output():
+            done = self._place_output(value, node, tensor)
+        elif self._edit.output_as_constant(value, tensor):
+            done = True
+        elif value.uses():
+            made = self._edit.initializer(tensor, name=value.name or "", graph=graph)
+            self._edit.replace(value, made)
+            self.drop(node)
+            done = True
+        else:
+            done = False
+        if done:
+            self._edit.count("values folded")
+        return done
+
+    def set_operand(self, node: ir.Node, index: int, tensor: ir.TensorProtocol, name: str) -> None:
+        """Gives one operand of a node a constant of its own."""
+        graph = node.graph
+        if graph is None:
+            return
+        self.placed.append(node)
+        made = self._edit.initializer(tensor, name=name, graph=graph)
+        self._edit.set_input(node, index, made)
+        self._edit.count("targets simplified")
+
+    def _place_output(self, value: ir.Value, node: ir.Node, tensor: ir.TensorProtocol) -> bool:
+        """An output of a body, or of a file of IR version 3, can only be made by a node."""
+        if self._edit.output_as_constant(value, tensor):
+            return True
+        if len(node.outputs) != 1 or standard_op(node) == "Constant":
+            return False
+        self._edit.truncate_inputs(node, 0)
+        for name in list(node.attributes):
+            self._edit.set_attribute(node, name, None)
+        self._edit.set_operator(node, "Constant")
+        self._edit.set_attribute(node, "value", ir.AttrTensor("value", tensor))
+        return True
+
+    def drop(self, node: ir.Node) -> None:
+        """Removes a node that nobody needs any more."""
+        if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
+            return
+        self._edit.remove(node)
+
+    def informs(self, shapes: ShapeMap) -> bool:
+        """Whether what was placed may tell more about shapes than was known."""
+        readers, self.placed = self.placed, []
+        return any(
+            node.graph is not None
+            and node.op_type in _SHAPED_BY_CONTENTS
+            and any(shapes.static(value) is None for value in node.outputs)
+            for node in readers
+        )
