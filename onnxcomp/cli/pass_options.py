@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tomllib
 import types
 from collections.abc import Collection, Mapping
@@ -46,7 +45,8 @@ PREFIX = "option_"
 
 def options_of(found: type[Pass]) -> list[click.Option]:
     """Returns an option for each field of a pass: its name, type, help and default come from there."""
-    return [_option(name, field) for name, field in found.model_fields.items()]
+    texts = found.option_help()
+    return [_option(name, field, texts[name]) for name, field in found.model_fields.items()]
 
 
 def build(found: type[Pass], values: Mapping[str, Any]) -> Pass:
@@ -88,10 +88,9 @@ def type_text(annotation: object) -> str:
     return names.get(kind) or str(getattr(inner, "__name__", "value"))
 
 
-def _option(name: str, field: FieldInfo) -> click.Option:
+def _option(name: str, field: FieldInfo, text: str) -> click.Option:
     kebab = name.replace("_", "-")
     flag = f"--pass-{kebab}" if kebab in TAKEN else f"--{kebab}"
-    text = inspect.cleandoc(field.description or "")
     default = default_text(field)
     kind = _shape(field.annotation)
     if default and kind != "mapping":

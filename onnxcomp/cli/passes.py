@@ -81,12 +81,12 @@ def _text(found: type[Pass]) -> str:
     lines.append(f"Lossless: {'yes' if found.lossless else 'no'}")
     if found.model_fields:
         lines += ["", "Options:"]
+    texts = found.option_help()
     for name, field in found.model_fields.items():
         default = default_text(field)
         head = f"  {name.replace('_', '-')}={type_text(field.annotation)}"
         lines.append(f"{head}  (default: {default})" if default else head)
-        help_lines = inspect.cleandoc(field.description or "").splitlines()
-        lines += [f"      {line}" for line in help_lines]
+        lines += [f"      {line}" for line in texts[name].splitlines()]
     if found.codes:
         lines += ["", "Codes:"]
         lines += [f"  {code}  {meaning}" for code, meaning in sorted(found.codes.items())]

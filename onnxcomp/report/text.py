@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from onnxcomp.diagnostics import Diagnostic
-    from onnxcomp.report.record import Report
+    from onnxcomp.report.record import Report, Step
 
 # Below this width a table of models becomes a list.
 NARROW = 60
@@ -28,6 +29,8 @@ NARROW = 60
 DEFAULT_WIDTH = 110
 # Remarks of one code that are shown unless all are asked for.
 SHOWN_PER_CODE = 2
+# A rule under the headings and nothing else.
+_ASCII_LINES = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
 def console_for(stream: IO[str]) -> Console:
@@ -56,9 +59,10 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
     """Prints a report on a console."""
     if report.models:
         console.print(models_table(report, console))
-    changed = [step for step in report.steps if step.changed or step.rolled_back or verbose]
-    if changed:
+        console.print()
+    if any(step.changed or step.rolled_back or verbose for step in report.steps):
         console.print(steps_table(report, console, verbose=verbose))
+        console.print()
     elif report.steps:
         console.print("No pass found anything to change.")
     for gate in report.gates:
@@ -82,7 +86,8 @@ def table(
         console: Where it will be printed, which decides on the lines around it.
         numbers: How many columns from the right are numbers, and so aligned to the right.
     """
-    made = Table(box=box.SIMPLE if _lines(console) else box.MARKDOWN, pad_edge=False)
+    lines = box.SIMPLE_HEAD if _draws_lines(console) else _ASCII_LINES
+    made = Table(box=lines, pad_edge=False, show_edge=False)
     for index, name in enumerate(columns):
         right = index >= len(columns) - numbers
         made.add_column(name, justify="right" if right else "left", overflow="fold")
@@ -91,7 +96,7 @@ def table(
     return made
 
 
-def _lines(console: Console) -> bool:
+def _draws_lines(console: Console) -> bool:
     return console.is_terminal and not console.options.ascii_only
 
 
@@ -128,16 +133,30 @@ def _as_list(columns: dict[str, list[str]]) -> Text:
 
 
 def steps_table(report: Report, console: Console, *, verbose: bool = False) -> Table:
-    """Returns the table of passes: what each changed, and what it cost."""
+    """Returns the table of passes: what each changed, and what it cost.
+
+    A pass that ran several times is one row, unless everything is asked for.
+    """
+    groups: dict[str, list[Step]] = {}
+    for number, step in enumerate(report.steps):
+        groups.setdefault(f"{step.step} {number}" if verbose else step.step, []).append(step)
     rows = []
-    for step in report.steps:
-        if not (step.changed or step.rolled_back or verbose):
-            continue
-        done = ", ".join(f"{count} {what}" for what, count in step.stats.items())
-        if step.rolled_back:
-            done = f"taken back: {step.rolled_back}"
-        rows.append((step.step, done or units.MISSING, units.duration(step.seconds)))
+    for steps in groups.values():
+        if verbose or any(step.changed or step.rolled_back for step in steps):
+            taken = units.duration(sum(step.seconds for step in steps))
+            rows.append((steps[0].step, _done(steps), taken))
     return table(("pass", "what it did", "time"), rows, console, numbers=1)
+
+
+def _done(steps: Sequence[Step]) -> str:
+    """Returns what runs of one pass did together."""
+    total: Counter[str] = Counter()
+    for step in steps:
+        if not step.rolled_back:
+            total.update(step.stats)
+    texts = [f"{count} {what}" for what, count in sorted(total.items())]
+    texts += [f"taken back: {step.rolled_back}" for step in steps if step.rolled_back]
+    return ", ".join(texts) or units.MISSING
 
 
 def remarks(diagnostics: Sequence[Diagnostic], *, verbose: bool = False) -> list[str]:
@@ -149,9 +168,11 @@ def remarks(diagnostics: Sequence[Diagnostic], *, verbose: bool = False) -> list
         if verbose or remark.severity is not Severity.NOTE:
             by_code.setdefault(remark.code, []).append(remark)
     lines = []
-    for code, alike in by_code.items():
+    for code, remarks_of_code in by_code.items():
+        # A pass that ran again says the same again.
+        alike = list(dict.fromkeys(str(remark) for remark in remarks_of_code))
         shown = len(alike) if verbose else min(SHOWN_PER_CODE, len(alike))
-        lines += [str(remark) for remark in alike[:shown]]
+        lines += alike[:shown]
         if shown < len(alike):
             lines.append(f"{code} ... and {len(alike) - shown} more (--verbose shows all)")
     return lines
