@@ -97,7 +97,7 @@ class MergeBounds:
         source = inner.inputs[0]
         assert source is not None
         clip = node if _has_bounds(node) else inner
-        _set_bounds(edit, clip, bounds)
+        _set_bounds(edit, clip, bounds, inner if clip is node else node)
         if clip is node:
             rewire(edit, node, 0, source)
         else:
@@ -109,17 +109,24 @@ def _has_bounds(node: ir.Node) -> bool:
     return bool({"min", "max"} & set(node.attributes)) or any(node.inputs[1:])
 
 
-def _set_bounds(edit: Edit, clip: ir.Node, bounds: Bounds) -> None:
+def _set_bounds(edit: Edit, clip: ir.Node, bounds: Bounds, other: ir.Node) -> None:
     like = next((found for found in map(array, clip.inputs[1:]) if found is not None), None)
-    for index, name, number in ((1, "min", bounds.low), (2, "max", bounds.high)):
-        if number is None or number == getattr(bounds_of(clip), "low" if index == 1 else "high"):
+    have = bounds_of(clip)
+    assert have is not None
+    for index, name, number, old in (
+        (1, "min", bounds.low, have.low),
+        (2, "max", bounds.high, have.high),
+    ):
+        if number is None or number == old:
             continue
         if like is None:
             edit.set_attribute(clip, name, float(number))
             continue
-        assert clip.graph is not None
-        wish = f"{clip.outputs[0].name}_{name}"
-        made = edit.initializer(np.array(number, like.dtype), name=wish, graph=clip.graph)
+        made = input_at(other, index)
+        if made is None:
+            assert clip.graph is not None
+            wish = f"{clip.outputs[0].name}_{name}"
+            made = edit.initializer(np.array(number, like.dtype), name=wish, graph=clip.graph)
         if input_at(clip, index) is None:
             edit.set_input(clip, index, made)
         else:
