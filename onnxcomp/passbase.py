@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -16,13 +21,14 @@ from onnxcomp.diagnostics import Diagnostic, Location, Severity
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
+    from typing import TypeAlias
 
     from onnxcomp.analysis.facts import Facts
     from onnxcomp.ir import Edit, Model, ir
     from onnxcomp.samples import Samples
     from onnxcomp.targets import Target
 
-    Place = ir.Node | ir.Value | str | None
+    Place: TypeAlias = ir.Node | ir.Value | str | None
 
 
 class Task(Protocol):
@@ -87,21 +93,27 @@ class Context:
         model: The model, to be read.
         edit: The way to change it.
         facts: Cached answers about it.
-        target: Where the model will run.
+        target_name: Where the model will run; `target` is the table of what runs fast there.
         samples: Calibration data, if the caller gave any.
         progress: Progress bars for work that can take more than two seconds.
         threads: How many threads sessions of this pass may use.
-        cache: Folder for results that are costly to find again, if the caller gave one.
     """
 
     model: Model
     edit: Edit
     facts: Facts
-    target: Target
+    target_name: str = "cpu"
     samples: Samples | None = None
     progress: Progress = QUIET
     threads: int = 0
     diagnostics: list[Diagnostic] = field(default_factory=list)
+
+    @cached_property
+    def target(self) -> Target:
+        """What the place where the model will run can do."""
+        from onnxcomp.targets import load_target
+
+        return load_target(self.target_name)
 
     def skip(self, code: str, where: Place, why: str, hint: str = "") -> None:
         """Reports that something was left alone, and why."""
@@ -130,7 +142,7 @@ class Pass(BaseModel, ABC):
         codes: Diagnostics that this pass can report, with what they mean.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: ClassVar[str]
     lossless: ClassVar[bool] = False
@@ -142,6 +154,15 @@ class Pass(BaseModel, ABC):
     def run(self, ctx: Context) -> None:
         """Rewrites `ctx.model` through `ctx.edit`."""
 
+    @classmethod
+    def option_help(cls) -> dict[str, str]:
+        """Returns what each option means: the docstrings under the fields, read from the source."""
+        found: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            if base is not Pass and issubclass(base, Pass):
+                found.update(_field_docstrings(base))
+        return {name: found.get(name, "") for name in cls.model_fields}
+
     def options(self) -> dict[str, Any]:
         """Returns the options that differ from their defaults, with kebab-case names."""
         values = self.model_dump(mode="json", exclude_defaults=True)
@@ -152,6 +173,24 @@ class Pass(BaseModel, ABC):
         from onnxcomp.recipe import format_step
 
         return format_step(self)
+
+
+def _field_docstrings(cls: type) -> dict[str, str]:
+    """The texts that stand under annotated names of a class; none when its source is not there."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    body = getattr(tree.body[0], "body", [])
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from onnxcomp.ir.model import Source
     from onnxcomp.passbase import Progress
     from onnxcomp.samples import Samples
-    from onnxcomp.targets import Target
 
 
 class Instrument(Protocol):
@@ -166,9 +165,6 @@ class _Run:
     def __post_init__(self) -> None:
         self.edit = Edit(self.model)
         self.facts = Facts(self.model)
-        from onnxcomp.targets import load_target
-
-        self.target: Target = load_target(self.pipeline.target)
 
     def check_requirements(self) -> None:
         """Refuses to start when some pass could not do its work."""
@@ -206,7 +202,7 @@ class _Run:
             self.model,
             self.edit,
             self.facts,
-            self.target,
+            self.pipeline.target,
             self.samples,
             self.progress,
             self.threads,

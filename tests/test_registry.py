@@ -19,8 +19,8 @@ def test_every_own_pass_loads_under_its_name_and_explains_itself() -> None:
         assert issubclass(found, Pass)
         assert found.name == name
         assert found.__doc__, name
-        for option, field in found.model_fields.items():
-            assert field.description, f"{name}.{option} has no docstring"
+        for option, text in found.option_help().items():
+            assert text, f"{name}.{option} has no docstring"
 
 
 def test_unknown_name_suggests_near_ones() -> None:

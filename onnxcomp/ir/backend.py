@@ -2,51 +2,41 @@
 
 onnx-ir imports sympy for arithmetic on symbolic dimensions: 0.2 s at start, and a door through which
 names in a file could reach `sympify`, which evaluates text. We treat dimension names as opaque, so the
-two modules are loaded only when somebody really touches them.
+two modules are loaded only when somebody really uses them.
 """
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
+import importlib
 import sys
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import ModuleType
-
-_DEFERRED = frozenset({"sympy", "onnx_ir._symbolic_shapes"})
+_DEFERRED = ("sympy", "onnx_ir._symbolic_shapes")
 
 
-class _DeferringFinder:
-    """A meta path finder that makes the modules named above load on first use of an attribute."""
+class _Deferred(ModuleType):
+    """Stands for a module until one of its names is used."""
 
-    @staticmethod
-    def find_spec(
-        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        """Returns a lazy spec for a deferred module, None for every other."""
-        if name not in _DEFERRED:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = importlib.util.LazyLoader(spec.loader)
-        return spec
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the module has
+        if name.startswith("__"):  # somebody looks at all modules, not at this one
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 def _import_onnx_ir() -> ModuleType:
-    finder = _DeferringFinder()
-    sys.meta_path.insert(0, finder)
+    stand_ins = {name: _Deferred(name) for name in _DEFERRED if name not in sys.modules}
+    sys.modules.update(stand_ins)
     try:
         return importlib.import_module("onnx_ir")
     finally:
-        sys.meta_path.remove(finder)
+        for name in stand_ins:  # whoever imports sympy from now on gets the real one
+            del sys.modules[name]
 
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 else:
-    ir = _import_onnx_ir()
+    ir = sys.modules.get("onnx_ir") or _import_onnx_ir()
 
 __all__ = ["ir"]
