@@ -12,13 +12,16 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 _DEFERRED = ("sympy", "onnx_ir._symbolic_shapes")
 
 
 class _Deferred(ModuleType):
     """Stands for a module until one of its names is used."""
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the module has
+    @override
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # somebody looks at all modules, not at this one
             raise AttributeError(name)
         return getattr(importlib.import_module(self.__name__), name)
