@@ -170,7 +170,7 @@ class MemberStream:
                 raise self._damaged(str(error)) from None
             if piece:
                 return piece
-            if not raw and self._decoder.needs_input:
+            if self._decoder.eof or (not raw and self._decoder.needs_input):
                 raise self._damaged("the packed data end too early")
 
     def _raw(self, limit: int) -> bytes:
@@ -208,6 +208,9 @@ class MemberStream:
 
 class _Decoder(Protocol):
     @property
+    def eof(self) -> bool: ...
+
+    @property
     def needs_input(self) -> bool: ...
 
     def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
@@ -218,6 +221,10 @@ class _Inflate:
 
     def __init__(self) -> None:
         self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+
+    @property
+    def eof(self) -> bool:
+        return self._inflate.eof
 
     @property
     def needs_input(self) -> bool:

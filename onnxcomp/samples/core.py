@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -177,8 +178,7 @@ class Samples:
         Raises:
             SamplesError: For the first sample that cannot be read or does not fit the model.
         """
-        for _ in self:
-            pass
+        deque(self, maxlen=0)  # unlike a loop it keeps no sample while it reads the next one
 
     def digest(self) -> str:
         """Returns a hash of what these samples contain; paths and times do not matter."""

@@ -21,6 +21,8 @@ Size = tuple[int, int]
 
 
 def _size(value: object) -> object:
+    if value is None:
+        return None
     if isinstance(value, str):
         parts = value.lower().split("x")
         value = [

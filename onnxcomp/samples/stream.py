@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -59,9 +60,10 @@ class StreamSource(Source):
             yield index, self._at(index, feeds)
 
     def _at(self, index: int, feeds: _Feeds) -> Mapping[str, object]:
-        for feed in feeds:
-            if feeds.count == index + 1:
-                return feed
+        deque(itertools.islice(feeds, index - feeds.count), maxlen=0)
+        feed = next(feeds, None)
+        if feed is not None:
+            return feed
         raise SamplesError(
             f"{self._place} gave {self._count} samples the first time and {feeds.count} now",
             hint="it must give the same feeds whenever it is started",
