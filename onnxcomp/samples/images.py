@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
+)
+# What Pillow's decoders raise for damaged files.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
 )
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
 
@@ -201,18 +214,9 @@ def _opened(path: Path, limits: Limits) -> Iterator[Image.Image]:
                 yield image
         except UnidentifiedImageError:
             raise SamplesError(f"{file_place(path)} is not an image that can be read") from None
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            EOFError,
-            IndexError,
-            KeyError,
-            TypeError,
-        ) as error:
-            raise SamplesError(
-                f"{file_place(path)}: the image is damaged: {str(error)[:200]}"
-            ) from error
+        except _DAMAGED as error:
+            text = " ".join(str(error).split())[:200] or type(error).__name__
+            raise SamplesError(f"{file_place(path)}: the image is damaged: {text}") from error
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Folders of images and how they are prepared."""
 
+import struct
 import sys
 from pathlib import Path
 
@@ -207,6 +208,18 @@ def test_damaged_images(tmp_path: Path) -> None:
     assert "is not an image that can be read" in early_refusal(tmp_path, NCHW, preprocess=options)
     (tmp_path / "a.png").write_bytes(b"")
     assert "is not an image that can be read" in early_refusal(tmp_path, NCHW, preprocess=options)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), struct.error("two\nlines"), ZeroDivisionError()])
+def test_what_decoders_raise(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    picture(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    assert 'a.png": the image is damaged: ' in refusal(tmp_path, NCHW, preprocess=RAW)
 
 
 def test_images_of_16_bits_are_refused(tmp_path: Path) -> None:
