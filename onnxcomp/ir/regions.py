@@ -120,6 +120,11 @@ def _move(edit: Edit, inner: ir.Node, body: ir.Graph, scope: ir.Graph, place: ir
         inner.name = names[0]
         for value, name in zip(inner.outputs, names[1:], strict=True):
             value.name = name
-        body.append(inner)
+        # Undone last to first, each node comes before those that are back already.
+        first = next(iter(body), None)
+        if first is None:
+            body.append(inner)
+        else:
+            body.insert_before(first, inner)
 
     edit.record(undo)

@@ -21,6 +21,7 @@ from onnxcomp_passes.simplify.folding.waves import Wave
 from onnxcomp_passes.simplify.scopes import scope_versions
 
 if TYPE_CHECKING:
+    from onnxcomp.analysis.shapes import ShapeMap
     from onnxcomp.passbase import Context
 
 # Each round needs what the one before found; chains that are longer wait for the next run.
@@ -63,12 +64,11 @@ class FoldConstants(Pass):
     def run(self, ctx: Context) -> None:
         folding = _Folding(self, ctx)
         folding.placer.lift_constants()
-        shapes = ctx.facts.get(Shapes())
+        # What is constant needs no inference over the whole model, and leaves less of it to infer.
+        shapes = ctx.facts.refresh(Shapes()) if folding.evaluate() else ctx.facts.get(Shapes())
         for _ in range(_ROUNDS):
-            mark = ctx.edit.mark()
-            folding.reason()
-            folding.evaluate()
-            if ctx.edit.mark() == mark or not folding.placer.informs(shapes):
+            reasoned = folding.reason(shapes)
+            if not (folding.evaluate() or reasoned) or not folding.placer.informs(shapes):
                 break
             shapes = ctx.facts.refresh(Shapes())
         folding.report()
@@ -83,9 +83,9 @@ class _Folding:
         self.evaluator = Evaluator()
         self.placer = Placer(ctx.model, ctx.edit)
 
-    def reason(self) -> None:
+    def reason(self, shapes: ShapeMap) -> bool:
         """Replaces shape arithmetic whose result is known, and simplifies targets of Reshape."""
-        shapes = self.ctx.facts.get(Shapes())
+        mark = self.ctx.edit.mark()
         values = PartialValues(shapes, ambiguous_symbols(self.ctx.model.graph))
         values.sweep(self.ctx.model.graph)
         for function in self.ctx.model.core.functions.values():
@@ -96,9 +96,12 @@ class _Folding:
         for node in list(self.ctx.model.nodes()):
             if is_op(node, "Reshape"):
                 reshapes.simplify(node, values, self.placer)
+        return self.ctx.edit.mark() != mark
 
-    def evaluate(self) -> None:
-        """Evaluates waves of nodes until none is left that may be."""
+    def evaluate(self) -> bool:
+        """Evaluates waves of nodes until none is left that may be; returns whether any was."""
+        mark = self.ctx.edit.mark()
+        self.placer.skip_identities()
         versions = scope_versions(self.ctx.model)
         for _ in range(_WAVES):
             placed = False
@@ -107,9 +110,10 @@ class _Folding:
                 placed |= self._wave(scopes, version)
             if not placed:
                 break
+        return self.ctx.edit.mark() != mark
 
     def _wave(self, scopes: list[ir.Graph], version: int) -> bool:
-        wave = Wave(self.ctx.facts.get(Shapes()), self.budget, version)
+        wave = Wave(self.budget, version)
         nodes = wave.choose([node for graph in scopes for node in graph])
         if not nodes:
             return False

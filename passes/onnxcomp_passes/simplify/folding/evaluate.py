@@ -41,8 +41,7 @@ class Evaluator:
         return results
 
     def _run(self, nodes: list[ir.Node], opset: int, results: Results) -> None:
-        group = set(nodes)
-        nodes = [node for node in nodes if self._is_ready(node, group, results)]
+        nodes = self._ready(nodes, results)
         if not nodes or self.sessions >= MAX_SESSIONS:
             return
         self.sessions += 1
@@ -55,6 +54,14 @@ class Evaluator:
             middle = len(nodes) // 2
             self._run(nodes[:middle], opset, results)
             self._run(nodes[middle:], opset, results)
+
+    def _ready(self, nodes: list[ir.Node], results: Results) -> list[ir.Node]:
+        """Leaves out what reads, however far away, from a node that failed; nodes are in order."""
+        group: set[ir.Node] = set()
+        for node in nodes:
+            if self._is_ready(node, group, results):
+                group.add(node)
+        return [node for node in nodes if node in group]
 
     @staticmethod
     def _is_ready(node: ir.Node, group: set[ir.Node], results: Results) -> bool:

@@ -21,12 +21,14 @@ from onnxcomp.ir.ops import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-# Quantized weights stay small, and the runtime fuses the pair; control flow may not end.
+# Quantized weights stay small, and the runtime fuses the pair; control flow may not end; what an
+# Identity hands on need not be copied.
 NEVER = frozenset(
     {
         "Constant",
+        "Identity",
         "QuantizeLinear",
         "DequantizeLinear",
         "DynamicQuantizeLinear",
@@ -90,11 +92,15 @@ def _list(value: object) -> list[int]:
     return [int(item) for item in value] if isinstance(value, (list, tuple)) else []
 
 
-def danger(node: ir.Node) -> str:
+def danger(node: ir.Node, dtypes: Sequence[ir.DataType]) -> str:
     """Returns why evaluating a node could kill the process or depend on the machine.
 
     Empty when it is safe, `wait` when its operands have to be known first.
     """
+    if node.op_type in _DANGEROUS_FOR_INTEGERS and not any(dtype.is_integer() for dtype in dtypes):
+        return ""
+    if node.op_type == "Cast" and dtypes and not dtypes[0].is_floating_point():
+        return "" if dtypes[0] != ir.DataType.STRING else "casts strings"
     check = _DANGERS.get(node.op_type)
     return check(node) if check else ""
 
@@ -172,6 +178,7 @@ def _operand(node: ir.Node, index: int) -> np.ndarray | None:
     return None if tensor is None else tensor.numpy()
 
 
+_DANGEROUS_FOR_INTEGERS = frozenset({"Div", "Mod", "ReduceMean"})
 _DANGERS: dict[str, Callable[[ir.Node], str]] = {
     "Div": _divides,
     "Mod": _divides,

@@ -46,6 +46,16 @@ class Placer:
                     if tensor is not None:
                         self._lift(node, tensor)
 
+    def skip_identities(self) -> None:
+        """Lets everybody read a constant itself instead of an Identity of it."""
+        for node in list(self._model.nodes()):
+            if not is_op(node, "Identity") or node.outputs[0].is_graph_output():
+                continue
+            source = node.inputs[0]
+            if source is not None and constant(source) is not None:
+                self._edit.replace(node.outputs[0], source)
+                self.drop(node)
+
     def _holds_initializers(self, graph: ir.Graph) -> bool:
         return graph not in self._functions and self._model.ir_version >= 4
 
@@ -66,6 +76,7 @@ class Placer:
         node, graph = value.producer(), value.graph
         if node is None or graph is None or node.graph is None:
             return False
+        makers = [operand.producer() for operand in node.inputs if operand is not None]
         self.placed += [usage.node for usage in value.uses()]
         if value.is_graph_output():
             done = self._place_output(value, node, tensor)
@@ -80,6 +91,9 @@ class Placer:
             done = False
         if done:
             self._edit.count("values folded")
+            for maker in makers:
+                if maker is not None:
+                    self.drop(maker)
         return done
 
     def set_operand(self, node: ir.Node, index: int, tensor: ir.TensorProtocol, name: str) -> None:
@@ -106,10 +120,17 @@ class Placer:
         return True
 
     def drop(self, node: ir.Node) -> None:
-        """Removes a node that nobody needs any more."""
-        if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
-            return
-        self._edit.remove(node)
+        """Removes a node that nobody needs any more, and what only it needed."""
+        pending = [node]
+        while pending:
+            dead = pending.pop()
+            if dead.graph is None or any(v.uses() or v.is_graph_output() for v in dead.outputs):
+                continue
+            if standard_op(dead) is None:
+                continue
+            makers = [value.producer() for value in dead.inputs if value is not None]
+            self._edit.remove(dead)
+            pending += [maker for maker in makers if maker is not None]
 
     def informs(self, shapes: ShapeMap) -> bool:
         """Whether what was placed may tell more about shapes than was known."""

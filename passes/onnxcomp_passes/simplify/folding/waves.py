@@ -19,8 +19,6 @@ from onnxcomp_passes.simplify.folding.limits import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onnxcomp.analysis.shapes import ShapeMap
-
 Known = tuple["ir.DataType", tuple[int, ...]]
 # Contents of larger constants are not shown to the inference of a single node.
 _SHOWN_ELEMENTS = 1024
@@ -33,8 +31,7 @@ class Wave:
     evaluated, so a wave is chosen hopefully first and strictly when the hope did not come true.
     """
 
-    def __init__(self, shapes: ShapeMap, budget: Budget, opset: int) -> None:
-        self._shapes = shapes
+    def __init__(self, budget: Budget, opset: int) -> None:
         self._budget = budget
         self._opset = opset
         self._begin(hopeful=True)
@@ -76,7 +73,8 @@ class Wave:
 
     def _refusal(self, node: ir.Node) -> str:
         """Takes a node, or returns why not."""
-        reason = danger(node)
+        dtypes = [self._known(value)[0] for value in node.inputs if value is not None]
+        reason = danger(node, dtypes)
         if reason:
             return reason
         outputs = self._outputs(node)
@@ -148,17 +146,8 @@ class Wave:
 
     def _outputs(self, node: ir.Node) -> dict[ir.Value, Known] | None:
         """Types and sizes of what a node makes; None when they depend on contents not known yet."""
-        found: dict[ir.Value, Known] = {}
-        for value in node.outputs:
-            dtype, shape = self._shapes.dtype(value), self._shapes.static(value)
-            if value.name and dtype is not None and shape is not None:
-                found[value] = (dtype, shape)
-        if len(found) < sum(1 for value in node.outputs if value.name):
-            inferred = self._inferred(node)
-            if inferred is None:
-                return None
-            found = inferred
-        if any(_is_unusual(dtype) for dtype, _ in found.values()):
+        found = self._inferred(node)
+        if found is None or any(_is_unusual(dtype) for dtype, _ in found.values()):
             return None
         return found
 

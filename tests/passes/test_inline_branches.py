@@ -1,0 +1,168 @@
+"""inline-branches: an If that always goes the same way."""
+
+from __future__ import annotations
+
+from onnxcomp_passes.simplify.inline_branches import InlineBranches
+from tests.helpers.check import assert_rewrites, assert_unchanged
+
+INLINE = InlineBranches()
+
+
+def test_moves_the_branch_that_runs_with_its_weights_and_captures() -> None:
+    outcome = assert_rewrites(
+        INLINE,
+        before="""
+            g (float[2] x) => (float[2] y, float[2] u) <bool c = {1}> {
+              a = Exp (x)
+              y, u = If (c) <
+                then_branch = t () => (float[2] p, float[2] r) <float[2] w> {
+                  b = Add (a, w) p = Relu (b) r = Neg (b) },
+                else_branch = e () => (float[2] q, float[2] s) { q = Neg (a) s = Exp (a) }>
+            }
+        """,
+        after="""
+            g (float[2] x) => (float[2] y, float[2] u) <bool c = {1}, float[2] w> {
+              a = Exp (x)
+              b = Add (a, w)
+              y = Relu (b)
+              u = Neg (b)
+            }
+        """,
+    )
+    assert outcome.stats["branches inlined"] == 1
+
+
+def test_takes_the_else_branch_and_goes_on_inside_it() -> None:
+    assert_rewrites(
+        INLINE,
+        before="""
+            g (float[2] x) => (float[2] y) <bool no = {0}, bool[1] yes = {1}> {
+              z = If (no) <
+                then_branch = t () => (float[2] p) { p = Relu (x) },
+                else_branch = e () => (float[2] q) {
+                  q = If (yes) <
+                    then_branch = t2 () => (float[2] p2) { p2 = Abs (x) },
+                    else_branch = e2 () => (float[2] q2) { q2 = Neg (x) }>
+                }>
+              y = Exp (z)
+            }
+        """,
+        after="""
+            g (float[2] x) => (float[2] y) <bool no = {0}, bool[1] yes = {1}> {
+              z = Abs (x)
+              y = Exp (z)
+            }
+        """,
+    )
+
+
+def test_names_of_the_branch_do_not_collide_with_those_of_other_scopes() -> None:
+    assert_rewrites(
+        INLINE,
+        before="""
+            g (float[2] x, bool d) => (float[2] y) <bool c = {1}> {
+              v = If (d) <
+                then_branch = t1 () => (float[2] p1) { m = Exp (x) p1 = Neg (m) },
+                else_branch = e1 () => (float[2] q1) { q1 = Relu (x) }>
+              w = If (c) <
+                then_branch = t () => (float[2] p) { m = Sin (v) p = Relu (m) },
+                else_branch = e () => (float[2] q) { m = Cos (v) q = Neg (m) }>
+              z = If (d) <
+                then_branch = t3 () => (float[2] p3) { m = Abs (w) p3 = Neg (m) },
+                else_branch = e3 () => (float[2] q3) { q3 = Relu (w) }>
+              y = Neg (z)
+            }
+        """,
+        after="""
+            g (float[2] x, bool d) => (float[2] y) <bool c = {1}> {
+              v = If (d) <
+                then_branch = t1 () => (float[2] p1) { m = Exp (x) p1 = Neg (m) },
+                else_branch = e1 () => (float[2] q1) { q1 = Relu (x) }>
+              m2 = Sin (v)
+              w = Relu (m2)
+              z = If (d) <
+                then_branch = t3 () => (float[2] p3) { m = Abs (w) p3 = Neg (m) },
+                else_branch = e3 () => (float[2] q3) { q3 = Relu (w) }>
+              y = Neg (z)
+            }
+        """,
+    )
+
+
+def test_one_result_for_two_outputs_and_a_weight_as_result() -> None:
+    assert_rewrites(
+        INLINE,
+        before="""
+            g (float[2] x) => (float[2] y, float[2] z, float[2] u) <bool c = {1}> {
+              y, z, u = If (c) <
+                then_branch = t () => (float[2] p, float[2] p, float[2] w) {
+                  p = Relu (x)
+                  w = Constant <value = float[2] {1, 2}> ()
+                },
+                else_branch = e () => (float[2] q, float[2] r, float[2] s) {
+                  q = Neg (x) r = Exp (x) s = Abs (x)
+                }>
+            }
+        """,
+        after="""
+            g (float[2] x) => (float[2] y, float[2] z, float[2] u) <bool c = {1}> {
+              y = Relu (x)
+              z = Identity (y)
+              u = Constant <value = float[2] {1, 2}> ()
+            }
+        """,
+        runtimes=("reference",),  # onnxruntime returns garbage for a repeated result of a branch
+    )
+
+
+def test_works_in_the_body_of_a_loop_and_in_functions() -> None:
+    assert_rewrites(
+        INLINE,
+        before="""
+            <ir_version: 10, opset_import: ["" : 21, "f" : 1]>
+            g (int64 n, float[2] x) => (float[2] y) <bool go = {1}> {
+              z = Loop (n, go, x) <body = b (int64 i, bool c, float[2] s) => (bool d, float[2] t) {
+                d = Identity (c)
+                t = If (go) <
+                  then_branch = t1 () => (float[2] p) { p = Sin (s) },
+                  else_branch = e1 () => (float[2] q) { q = Neg (s) }>
+              }>
+              y = f.calls (z)
+            }
+            <domain: "f", opset_import: ["" : 21]>
+            calls (a) => (r) {
+              no = Constant <value = bool {0}> ()
+              r = If (no) <
+                then_branch = t2 () => (float[2] p) { p = Neg (a) },
+                else_branch = e2 () => (float[2] q) { q = Cos (a) }>
+            }
+        """,
+        after="""
+            <ir_version: 10, opset_import: ["" : 21, "f" : 1]>
+            g (int64 n, float[2] x) => (float[2] y) <bool go = {1}> {
+              z = Loop (n, go, x) <body = b (int64 i, bool c, float[2] s) => (bool d, float[2] t) {
+                d = Identity (c)
+                t = Sin (s)
+              }>
+              y = f.calls (z)
+            }
+            <domain: "f", opset_import: ["" : 21]>
+            calls (a) => (r) {
+              no = Constant <value = bool {0}> ()
+              r = Cos (a)
+            }
+        """,
+    )
+
+
+def test_keeps_an_if_whose_condition_a_caller_may_set() -> None:
+    assert_unchanged(
+        INLINE,
+        """
+            g (float[2] x, bool c = {1}) => (float[2] y) {
+              y = If (c) <
+                then_branch = t () => (float[2] p) { p = Relu (x) },
+                else_branch = e () => (float[2] q) { q = Neg (x) }>
+            }
+        """,
+    )
