@@ -22,7 +22,7 @@ _COUNT = 32
 _BATCH = 1
 _LENGTH = 16  # of a symbolic axis
 _SIDE = 64  # of a symbolic axis of an image or volume: smaller ones vanish in strided layers
-_IDS = 100
+_IDS = 32  # models of characters have small vocabularies
 _SMALL = 8
 
 
