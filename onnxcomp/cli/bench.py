@@ -58,9 +58,9 @@ def bench(
     memory: bool,
     seed: int,
 ) -> None:
-    """Times MODELS against each other, the first being the base.
+    """Times MODELS against each other.
 
-    In every round each model runs once, in random order; what counts is the median of the ratios
+    The first one is the base. In every round each model runs once, in random order; what counts is the median of the ratios
     within rounds, so that a busy machine slows all models alike. Without --data on made-up inputs.
     """
     from onnxcomp.bench import Limits

@@ -101,9 +101,9 @@ def compare(
     machine: Machine,
     seed: int,
 ) -> int:
-    """Runs EXPECTED and ACTUAL on the same samples and says how their outputs differ.
+    """Says how the outputs of EXPECTED and ACTUAL differ.
 
-    Without --data on made-up inputs. Exits with 3 when something is outside the limits: element by
+    Both run on the same samples, without --data on made-up inputs. Exits with 3 when something is outside the limits: element by
     element within --rtol and --atol, unless only limits on the whole are given.
     """
     from onnxcomp.cli.checks import gates_of

@@ -103,7 +103,7 @@ goal_options = bundle(
 @goal_options
 @everywhere
 def compress(*, model: Path, output: Output, data: Data, goal: Goal) -> int:
-    """Makes MODEL as small and fast as it can be inside a limit on quality.
+    """Makes MODEL small and fast, inside a limit on quality.
 
     Simplifies, quantizes in several ways, judges each candidate on samples that were held out, times
     them side by side, and keeps the fastest one inside --max-drop. Exits with 3 when the result

@@ -44,7 +44,7 @@ LABELS = "label_class"
 @seed_option
 @everywhere
 def demo(*, folder: Path, measure_time: float, seed: int) -> int:
-    """Compresses a small image classifier on real data, and shows what came of it.
+    """Compresses a small image classifier on real data.
 
     A residual network for Fashion-MNIST comes with the package, with 128 images to calibrate on and
     1000 test images to judge on. Writes small.onnx and report.json.

@@ -16,9 +16,9 @@ from onnxcomp.errors import UserError, quoted
 @click.argument("code", required=False)
 @everywhere
 def explain(code: str | None) -> None:
-    """Explains a diagnostic CODE such as QNT103; without a code, lists all.
+    """Explains a diagnostic CODE such as QNT103.
 
-    Codes come from the compiler itself and from every pass that is installed.
+    Without a code, lists all.     Codes come from the compiler itself and from every pass that is installed.
     """
     known = _codes()
     if code is None:
@@ -27,7 +27,7 @@ def explain(code: str | None) -> None:
         return
     found = known.get(code.upper())
     if found is None:
-        near = get_close_matches(code.upper(), known, n=3, cutoff=0.5)
+        near = get_close_matches(code.upper(), known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see `onnxcomp explain`"
         raise UserError(f"no diagnostic has the code {quoted(code)}", hint=hint)
     meaning, owner = found

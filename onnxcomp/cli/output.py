@@ -39,9 +39,9 @@ def emit_tables(draw: Callable[[Console], None], data: Any) -> None:  # noqa: AN
     if settings().json:
         print_json(data)
         return
-    from onnxcomp.report.text import console_for
+    from onnxcomp.report.text import draw_on
 
-    draw(console_for(sys.stdout))
+    draw_on(sys.stdout, draw)
 
 
 def print_json(data: Any) -> None:  # noqa: ANN401 - as above
@@ -71,9 +71,9 @@ def show_report(report: Report, *, file: Path | None = None) -> None:
     if chosen.json:
         click.echo(report.to_json())
     elif not chosen.quiet:
-        from onnxcomp.report.text import console_for, render
+        from onnxcomp.report.text import draw_on, render
 
-        render(report, console_for(sys.stdout), verbose=chosen.verbose)
+        draw_on(sys.stdout, lambda console: render(report, console, verbose=chosen.verbose))
 
 
 def write_text(path: Path, text: str) -> None:

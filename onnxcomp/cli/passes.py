@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @everywhere
 @click.pass_context
 def passes(ctx: click.Context) -> None:
-    """Lists the installed passes; `passes show NAME` tells all about one."""
+    """Lists the installed passes, or shows one."""
     if ctx.invoked_subcommand is not None:
         return
     from onnxcomp import registry

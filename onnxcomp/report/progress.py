@@ -12,6 +12,7 @@ from onnxcomp.passbase import QUIET
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TextIO
 
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
@@ -24,17 +25,24 @@ WORTH_SECONDS = 2.0
 _ESTIMATE_AFTER = 0.3
 
 
-def progress_for(*, quiet: bool = False) -> Progress:
-    """Returns bars when somebody looks at standard error, else nothing that is ever seen."""
-    if quiet or sys.stderr is None or not sys.stderr.isatty():
+def progress_for(stream: TextIO | None = None, *, quiet: bool = False) -> Progress:
+    """Returns bars when somebody looks, else nothing that is ever seen.
+
+    Args:
+        stream: Where to draw, by default standard error.
+        quiet: The user does not want any.
+    """
+    stream = stream or sys.stderr
+    if quiet or stream is None or not stream.isatty():
         return QUIET
-    return TerminalProgress()
+    return TerminalProgress(stream)
 
 
 class TerminalProgress:
     """Shows a bar with the time left, once a piece of work turns out to take long."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
         self._bars: Bars | None = None
         self._lock = threading.Lock()
 
@@ -55,7 +63,7 @@ class TerminalProgress:
         """Draws a bar, below others that are there already."""
         with self._lock:
             if self._bars is None:
-                self._bars = _new_bars()
+                self._bars = _new_bars(self._stream)
                 self._bars.start()
             bars = self._bars
             number = bars.add_task(text, total=total or None, completed=int(done))
@@ -108,7 +116,7 @@ class _Task:
                 self.owner.remove(*self.shown)
 
 
-def _new_bars() -> Bars:
+def _new_bars(stream: TextIO) -> Bars:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -117,6 +125,6 @@ def _new_bars() -> Bars:
         BarColumn(bar_width=30),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(compact=True),
-        console=Console(file=sys.stderr, markup=False, highlight=False, emoji=False),
+        console=Console(file=stream, markup=False, highlight=False, emoji=False),
         transient=True,
     )

@@ -15,15 +15,15 @@ from onnxcomp.diagnostics import Severity
 from onnxcomp.report import units
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from typing import IO
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import TextIO
 
     from rich.console import RenderableType
 
     from onnxcomp.diagnostics import Diagnostic
     from onnxcomp.report.record import Report, Step
 
-# Below this width a table of models becomes a list.
+# Below this width tables become lists.
 NARROW = 60
 # Width where there is no terminal to ask.
 DEFAULT_WIDTH = 110
@@ -33,12 +33,26 @@ SHOWN_PER_CODE = 2
 _ASCII_LINES = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
-def console_for(stream: IO[str]) -> Console:
-    """Returns a console that prints text as it is: no markup, no emoji, no colouring of numbers."""
-    width = None if stream.isatty() else DEFAULT_WIDTH
-    return Console(
-        file=stream, width=width, markup=False, highlight=False, emoji=False, soft_wrap=False
-    )
+def draw_on(stream: TextIO, draw: Callable[[Console], None]) -> None:
+    """Draws on a terminal in its width and colours, on anything else as plain lines.
+
+    Args:
+        stream: Where to.
+        draw: Gets the console, which prints text as it is: no markup, no emoji.
+    """
+    if stream.isatty():
+        draw(_console(stream))
+        return
+    stream.write(plain_text(draw, ascii_only=not _is_unicode(stream)))
+
+
+def plain_text(
+    draw: Callable[[Console], None], *, width: int = DEFAULT_WIDTH, ascii_only: bool = False
+) -> str:
+    """Returns what is drawn as lines of text without colours and without blanks at their ends."""
+    stream = _AsciiText() if ascii_only else io.StringIO()
+    draw(_console(stream, width))
+    return "".join(f"{line.rstrip()}\n" for line in stream.getvalue().splitlines())
 
 
 def to_text(report: Report, *, width: int = DEFAULT_WIDTH, verbose: bool = False) -> str:
@@ -49,10 +63,22 @@ def to_text(report: Report, *, width: int = DEFAULT_WIDTH, verbose: bool = False
         width: Columns to stay within.
         verbose: Print every remark, not the first few of each kind.
     """
-    stream = io.StringIO()
-    console = Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
-    render(report, console, verbose=verbose)
-    return stream.getvalue().rstrip("\n")
+    text = plain_text(lambda console: render(report, console, verbose=verbose), width=width)
+    return text.rstrip("\n")
+
+
+def _console(stream: TextIO, width: int | None = None) -> Console:
+    return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
+
+
+class _AsciiText(io.StringIO):
+    """Makes the console believe that letters beyond ASCII cannot be shown."""
+
+    encoding = "ascii"
+
+
+def _is_unicode(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().startswith("utf")
 
 
 def render(report: Report, console: Console, *, verbose: bool = False) -> None:
@@ -117,7 +143,7 @@ def models_table(report: Report, console: Console) -> RenderableType:
         for name, cells in columns.items()
         if any(cell != units.MISSING for cell in cells)
     }
-    if console.width < NARROW:
+    if sum(max(map(len, (name, *cells))) + 3 for name, cells in used.items()) - 3 > console.width:
         return _as_list(used)
     rows = zip(*used.values(), strict=True)
     return table(list(used), rows, console, numbers=len(used) - 1)
@@ -132,7 +158,7 @@ def _as_list(columns: dict[str, list[str]]) -> Text:
     return Text("\n".join(lines))
 
 
-def steps_table(report: Report, console: Console, *, verbose: bool = False) -> Table:
+def steps_table(report: Report, console: Console, *, verbose: bool = False) -> RenderableType:
     """Returns the table of passes: what each changed, and what it cost.
 
     A pass that ran several times is one row, unless everything is asked for.
@@ -145,6 +171,8 @@ def steps_table(report: Report, console: Console, *, verbose: bool = False) -> T
         if verbose or any(step.changed or step.rolled_back for step in steps):
             taken = units.duration(sum(step.seconds for step in steps))
             rows.append((steps[0].step, _done(steps), taken))
+    if console.width < NARROW:
+        return Text("\n".join(f"{name}: {done} ({taken})" for name, done, taken in rows))
     return table(("pass", "what it did", "time"), rows, console, numbers=1)
 
 
