@@ -40,3 +40,16 @@ class Misnamed(ToyRelu6):
     """A pass whose class and entry point disagree about its name."""
 
     name: ClassVar[str] = "another-name"
+
+
+class ToyWrong(Pass):
+    """Claims to change nothing, and turns every Relu into an Abs."""
+
+    name: ClassVar[str] = "toy-wrong"
+    lossless: ClassVar[bool] = True
+
+    @override
+    def run(self, ctx: Context) -> None:
+        for node in ctx.model.graph:
+            if node.op_type == "Relu":
+                ctx.edit.set_operator(node, "Abs")
