@@ -128,9 +128,10 @@ def _read(
 def _dims(tensor_type: onnx.TypeProto.Tensor, symbols: set[str]) -> Shape | None:
     if not tensor_type.HasField("shape"):
         return None
-    return tuple(
-        dim.dim_value
-        if dim.HasField("dim_value")
-        else (dim.dim_param if dim.dim_param in symbols else None)
-        for dim in tensor_type.shape.dim
-    )
+    return tuple(_dim(dim, symbols) for dim in tensor_type.shape.dim)
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension, symbols: set[str]) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param if dim.dim_param in symbols else None

@@ -321,10 +321,12 @@ def _spec(value: ir.Value, *, optional: bool = False) -> TensorSpec:
 
 
 def shape_of(shape: ir.Shape | None) -> Shape | None:
-    """Returns a shape as plain numbers, symbols and None."""
+    """Returns a shape as plain numbers, symbols and None; real files declare -1 for unknown."""
     if shape is None:
         return None
-    return tuple(dim if isinstance(dim, int) else dim.value or None for dim in shape)
+    return tuple(
+        (dim if dim >= 0 else None) if isinstance(dim, int) else dim.value or None for dim in shape
+    )
 
 
 def _first_line(error: BaseException) -> str:

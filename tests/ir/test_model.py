@@ -237,3 +237,9 @@ def test_reads_an_onnx_ir_model_without_touching_it() -> None:
 def test_unknown_source_is_a_clear_error() -> None:
     with pytest.raises(UserError, match="cannot read a model from int"):
         Model.load(7)
+
+
+def test_negative_dimension_is_unknown() -> None:
+    proto = parse("g (float[1, 3] x) => (float[1, 3] y) { y = Identity (x) }")
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    assert Model.load(proto).signature().inputs[0].shape == (None, 3)
