@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from onnxcomp.ir.model import Source
     from onnxcomp.passbase import Progress
+    from onnxcomp.report import Report
     from onnxcomp.samples import Samples
 
 
@@ -61,6 +62,21 @@ class Result:
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """Everything that was left alone or needs a look, in order."""
         return (*self.notes, *(found for outcome in self.outcomes for found in outcome.diagnostics))
+
+    @property
+    def report(self) -> Report:
+        """The record of the run, to be printed or stored as JSON."""
+        from onnxcomp.report import Report, Step
+        from onnxcomp.report.rows import model_row
+
+        return Report(
+            command="run",
+            pipeline=self.pipeline,
+            steps=tuple(Step.of(outcome) for outcome in self.outcomes),
+            models=(model_row("result", self.model),),
+            diagnostics=self.diagnostics,
+            seconds=self.seconds,
+        )
 
     @property
     def changed(self) -> bool:

@@ -167,3 +167,10 @@ def test_written_reproducer_recipe_can_be_read(tmp_path: Path) -> None:
     with pytest.raises(PassFailedError):
         pipeline.run(onnx.parser.parse_model(TEXT), reproducer=tmp_path)
     assert [str(step) for step in read_recipe(tmp_path / "recipe.toml").steps] == ["toy-relu6"]
+
+
+def test_report_says_what_was_done() -> None:
+    report = Pipeline((DropOneRelu(),)).run(onnx.parser.parse_model(TEXT)).report
+    assert report.models[0].nodes == 2
+    assert report.to_dict()["steps"][0]["stats"]["nodes removed"] == 1
+    assert "drop-one-relu" in str(report)

@@ -101,8 +101,14 @@ def _undeclare(proto: onnx.ModelProto) -> set[str]:
             for info in lies:
                 if info.type.HasField("tensor_type"):
                     info.type.tensor_type.ClearField("shape")
-    dims = (dim for info in proto.graph.input for dim in info.type.tensor_type.shape.dim)
-    return {dim.dim_param for dim in dims if dim.dim_param}
+    symbols: set[str] = set()
+    for info in proto.graph.input:
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                symbols.add(dim.dim_param)
+            elif dim.dim_value < 0:
+                dim.Clear()  # real files declare -1; inference would calculate with it
+    return symbols
 
 
 def _read(
