@@ -12,6 +12,7 @@ import click
 
 from onnxcomp import __version__, stages
 from onnxcomp.cli.command import Group
+from onnxcomp.cli.lines import say
 from onnxcomp.cli.settings import Settings, everywhere
 from onnxcomp.cli.worker import Interrupted, Publisher
 from onnxcomp.errors import UserError
@@ -78,31 +79,33 @@ def _guarded(arguments: Sequence[str], settings: Settings) -> int:
     except UserError as error:
         _trace(settings)
         notes = "; ".join(getattr(error, "__notes__", []))
-        _error(f"{error}; {notes}" if notes else str(error))
+        say(f"{error}; {notes}" if notes else str(error), prefix="error: ")
         return error.exit_code
     except click.ClickException as error:
-        _error(_usage_text(error))
+        say(_usage_text(error), prefix="error: ")
         return USAGE_ERROR if isinstance(error, click.UsageError) else USER_ERROR
     except Interrupted:
         raise
     except (KeyboardInterrupt, click.Abort):
-        _error("interrupted", prefix="")
+        say("interrupted")
         return 130
     except BrokenPipeError:
         return _reader_is_gone()
     except MemoryError:
         _trace(settings)
-        _error(f"out of memory{_in_stage()}")
+        say(f"out of memory{_in_stage()}", prefix="error: ")
         return USER_ERROR
     except OSError as error:
         _trace(settings)
-        _error(_system_text(error))
+        say(_system_text(error), prefix="error: ")
         return USER_ERROR
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback for users
         _trace(settings)
         first = next(iter(str(error).strip().splitlines()), "")
         text = f"{type(error).__name__}: {first}" if first else type(error).__name__
-        _error(f"internal error{_in_stage()}: {text}; run with --debug for the trace")
+        say(
+            f"internal error{_in_stage()}: {text}; run with --debug for the trace", prefix="error: "
+        )
         return USER_ERROR
 
 
@@ -115,7 +118,7 @@ def _invoke(arguments: list[str], settings: Settings) -> int:
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
+        print(error.format_message())
         return USAGE_ERROR
     return result if isinstance(result, int) else 0
 
@@ -143,16 +146,6 @@ def _trace(settings: Settings) -> None:
         traceback.print_exc()
 
 
-def _error(text: str, *, prefix: str = "error: ") -> None:
-    """Prints one line, whatever names from a model or a file are in it."""
-    line = " ".join(text.split())
-    safe = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
-    try:
-        click.echo(prefix + safe, err=True)
-    except OSError:  # nobody listens on standard error
-        return
-
-
 def _choose_characters() -> None:
     """Keeps to ASCII where the user's locale says so; never fails on a letter that cannot be shown."""
     locale = os.environ.get("LC_ALL") or os.environ.get("LC_CTYPE") or os.environ.get("LANG") or ""
@@ -171,7 +164,10 @@ def _flushed(code: int) -> int:
         return _reader_is_gone()
     except OSError as error:
         _silence_stdout()
-        _error(f"cannot write to standard output: {(error.strerror or str(error)).lower()}")
+        say(
+            f"cannot write to standard output: {(error.strerror or str(error)).lower()}",
+            prefix="error: ",
+        )
         return code or USER_ERROR
     return code
 

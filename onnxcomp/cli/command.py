@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -81,7 +82,7 @@ def _keeping_indented(text: str) -> str:
     """Marks paragraphs with indented lines the way click wants it, with a backspace."""
     return "\n\n".join(
         f"\b\n{part}" if any(line.startswith(" ") for line in part.splitlines()) else part
-        for part in text.split("\n\n")
+        for part in inspect.cleandoc(text).split("\n\n")
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxcomp.cli.command import Command
+from onnxcomp.cli.lines import say
 from onnxcomp.cli.options import MODEL, bundle, data_options, machine_options, seed_option, warn
 from onnxcomp.cli.output import emit_tables, progress
 from onnxcomp.cli.settings import everywhere, settings, share
@@ -115,7 +116,7 @@ def compare(
     emit_tables(lambda console: _draw(console, found, gates), document)
     if not passed:
         reason = found.reason or ", ".join(str(gate) for gate in gates if not gate.met)
-        click.echo(f"missed: {reason}", err=True)
+        say(reason, prefix="missed: ")
     return 0 if passed else 3
 
 

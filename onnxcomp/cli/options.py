@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from onnxcomp.cli.lines import say
 from onnxcomp.cli.settings import settings
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Conditions:
 def warn(text: str) -> None:
     """Prints a warning on standard error; not when only results are wanted."""
     if not settings().quiet:
-        click.echo(f"warning: {' '.join(text.split())}", err=True)
+        say(text, prefix="warning: ")
 
 
 def bundle(
@@ -231,6 +231,5 @@ def finish(report: Report, output: Output) -> int:
     show_report(report, file=output.report)
     for gate in report.gates:
         if not gate.met:
-            click.echo(f"missed: {gate}", err=True)
-    sys.stdout.flush()
+            say(str(gate), prefix="missed: ")
     return 0 if report.passed else 3

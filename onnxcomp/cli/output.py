@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from onnxcomp.cli.settings import settings
 from onnxcomp.errors import UserError, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from rich.console import Console
@@ -31,7 +30,24 @@ def emit(text: str, data: Any) -> None:  # noqa: ANN401 - whatever JSON can hold
     if settings().json:
         print_json(data)
     else:
-        click.echo(text)
+        put(text)
+
+
+def put(text: str) -> None:
+    """Prints text on standard output."""
+    with _writing():
+        print(text)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot write to standard output: {reason}") from None
 
 
 def emit_tables(draw: Callable[[Console], None], data: Any) -> None:  # noqa: ANN401 - as above
@@ -41,21 +57,22 @@ def emit_tables(draw: Callable[[Console], None], data: Any) -> None:  # noqa: AN
         return
     from onnxcomp.report.text import draw_on
 
-    draw_on(sys.stdout, draw)
+    with _writing():
+        draw_on(sys.stdout, draw)
 
 
 def print_json(data: Any) -> None:  # noqa: ANN401 - as above
     """Prints one JSON document."""
     from onnxcomp.report.record import plain
 
-    click.echo(json.dumps(plain(data), indent=2, allow_nan=False))
+    put(json.dumps(plain(data), indent=2, allow_nan=False))
 
 
 def remark(text: str) -> None:
     """Prints a line about what happened, which nobody needs who asked for quiet or for JSON."""
     chosen = settings()
     if not (chosen.quiet or chosen.json):
-        click.echo(text)
+        put(text)
 
 
 def show_report(report: Report, *, file: Path | None = None) -> None:
@@ -69,11 +86,12 @@ def show_report(report: Report, *, file: Path | None = None) -> None:
         write_text(file, report.to_json() + "\n")
     chosen = settings()
     if chosen.json:
-        click.echo(report.to_json())
+        put(report.to_json())
     elif not chosen.quiet:
         from onnxcomp.report.text import draw_on, render
 
-        draw_on(sys.stdout, lambda console: render(report, console, verbose=chosen.verbose))
+        with _writing():
+            draw_on(sys.stdout, lambda console: render(report, console, verbose=chosen.verbose))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -39,11 +39,12 @@ def run(
     data: Data,
     conditions: Conditions,
 ) -> int:
-    r"""Runs passes on MODEL, in the order that a recipe gives.
+    """Runs passes on MODEL, in the order that a recipe gives.
 
-    onnxcomp run recipe.toml model.onnx -o out.onnx
-    onnxcomp run --passes "fold-constants,quantize-static{weights=int8}" model.onnx \\
-            --data samples/ -o out.onnx
+    A recipe is a TOML file; the text form of --passes is the same in one line.
+
+        onnxcomp run recipe.toml model.onnx -o out.onnx
+        onnxcomp run --passes "fold-constants,fuse-batchnorm" model.onnx -o out.onnx
     """
     model, recipe_file = _files(files, passes)
     place = output.place(model)
