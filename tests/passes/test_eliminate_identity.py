@@ -401,6 +401,42 @@ CHAINS = [
         "y = Unsqueeze <axes = [0, 2]> (x)",
         "float[N, M]", "", 4, 11,
     ),
+    (
+        "a = Slice (x, s, t, s) y = Slice (a, t, u, t)",
+        "y = Slice (x, v, w, v)",
+        "float[N, 4]", "int64[1] s = {0}, int64[1] t = {1}, int64[1] u = {3}, int64[2] v = {0, 1}, int64[2] w = {1, 3}", 2,
+    ),
+    (
+        "a = Slice (x, s, t, s) y = Slice (a, s, u, t, m)",
+        "y = Slice (x, v, w, z, q)",
+        "float[N, 4]", "int64[1] s = {0}, int64[1] t = {1}, int64[1] u = {3}, int64[1] m = {2}, "
+        "int64[2] v = {0, 0}, int64[2] w = {1, 3}, int64[2] z = {0, 1}, int64[2] q = {1, 2}", 2,
+    ),
+    (
+        "a = Concat <axis = 1> (x, w, x) y = Gather <axis = 1> (a, i)",
+        "y = Gather <axis = 1> (x, j)",
+        "float[1, 4]", "float[1, 2] w = {1, 2}, int64 i = {-1}, int64 j = {3}", 1,
+    ),
+    (
+        "a = Concat <axis = -1> (x, w) y = Gather <axis = 1> (a, i)",
+        "y = Gather <axis = 1> (x, i)",
+        "float[1, 4]", "float[1, 2] w = {1, 2}, int64[1] i = {2}", 2,
+    ),
+    (
+        "a = Concat <axis = 1> (w, x) y = Slice (a, s, t, u)",
+        "y = Slice (x, v, z, u)",
+        "float[1, 4]", "float[1, 2] w = {1, 2}, int64[1] s = {3}, int64[1] t = {-1}, int64[1] u = {1}, int64[1] v = {1}, int64[1] z = {3}", 2,
+    ),
+    (
+        "a = Concat <axis = 1> (x, w) y = Slice <starts = [-5], ends = [4], axes = [1]> (a)",
+        "y = Slice <starts = [1], ends = [4], axes = [1]> (x)",
+        "float[1, 4]", "float[1, 2] w = {1, 2}", 2, 9,
+    ),
+    (
+        "a = Concat <axis = 1> (x, w) y = Slice (a, s, t, u)",
+        "y = Slice (x, s, t, u)",
+        "float[1, 4]", "float[1, 2] w = {1, 2}, int64[1] s = {0}, int64[1] t = {3}, int64[1] u = {1}", 2,
+    ),
 ]  # fmt: skip
 
 
@@ -427,6 +463,18 @@ LEFT = [
     ("a = ReduceMean (x, s) y = ReduceMin (a, s)", "float[N, 3]", "int64[1] s = {1}", 2),
     ("a = Concat <axis = 0> (x, x) y = Concat <axis = 1> (a, a)", "float[N, 3]", "", 2),
     ("a = Squeeze (x) y = Unsqueeze (a, s)", "float[N, 1]", "int64[1] s = {1}", 2),
+    ("a = Slice (x, s, t, s) y = Slice (a, s, t, s)", "float[N, 4]", "int64[1] s = {0}, int64[1] t = {3}", 2),
+    ("a = Slice (x, s, t, s) b = Exp (a) c = Slice (a, s, t, t) y = Add (b, c)", "float[4, 4]", "int64[1] s = {0}, int64[1] t = {1}", 2),
+    ("a = Concat <axis = 1> (x, w) y = Gather <axis = 0> (a, i)", "float[1, 4]", "float[1, 2] w = {1, 2}, int64 i = {0}", 1),
+    ("a = Concat <axis = 1> (w, x) y = Gather <axis = 1> (a, i)", "float[1, N]", "float[1, 2] w = {1, 2}, int64 i = {-1}", 1),
+    ("a = Concat <axis = 1> (x, w) y = Gather <axis = 1> (a, i)", "float[1, N]", "float[1, 2] w = {1, 2}, int64 i = {0}", 1),
+    ("a = Concat <axis = 1> (x, w) y = Gather <axis = 1> (a, i)", "float[1, 4]", "float[1, 2] w = {1, 2}, int64[2] i = {0, 4}", 2),
+    ("a = Concat <axis = 1> (x, w) y = Slice (a, s, t, u)", "float[1, 4]", "float[1, 2] w = {1, 2}, int64[1] s = {3}, int64[1] t = {5}, int64[1] u = {1}", 2),
+    ("a = Concat <axis = 1> (x, w) y = Slice (a, s, t, u)", "float[1, 4]", "float[1, 2] w = {1, 2}, int64[1] s = {3}, int64[1] t = {3}, int64[1] u = {1}", 2),
+    ("a = Concat <axis = 1> (x, w) y = Slice (a, s, t, u)", "float[1, N]", "float[1, 2] w = {1, 2}, int64[1] s = {0}, int64[1] t = {1}, int64[1] u = {1}", 2),
+    ("a = Concat <axis = 1> (x, w) y = Slice (a, s, t, u)", "float[2, 4]", "float[2, 1] w = {1, 2}, int64[1] s = {0}, int64[1] t = {1}, int64[1] u = {0}", 2),
+    ("a = Concat <axis = 0> (x, w) y = Slice (a, s, t, u, v)", "float[1, 4]", "float[1, 4] w = {1, 2, 3, 4}, int64[1] s = {0}, int64[1] t = {2}, int64[1] u = {0}, int64[1] v = {2}", 2),
+    ("y = Slice (x, s, t)", "float[N, 4]", "int64[1] s = {0}, int64[1] t = {1000000000}", 2),
 ]  # fmt: skip
 
 
@@ -542,3 +590,68 @@ def test_a_hub_with_many_readers_is_quick() -> None:
     got = assert_holds(PASS, made, rtol=0, atol=0)
     assert list(got.graph.node[0].input) == ["x"] * 300
     assert onnx.load_from_string(got.SerializeToString()) == got
+
+
+def test_an_end_beyond_all_memory_takes_all() -> None:
+    end = "int64[1] s = {0}, int64[1] t = {1000000000}"
+    goes("u = Slice (x, s, t) y = Exp (u)", x="float[N, 4, 65536]", weights=end)
+
+
+STATES = """<ir_version: 8, opset_import: ["" : 15]> g (float[T, N, 2] x) => (float[P, Q, R, S] y)
+    <float[1, 12, 2] w, float[1, 12, 3] r, float[1, 6, 2] wr, float[1, 6, 3] rr, int64[3] s = {1, 4, 3},
+     int64[1] o = {1}, int64[3] t = {1, -1, 3}, float[1, 4, 3] zeros, float[1, 4, 3] ones> { BODY }"""
+
+
+def states(body: str) -> str:
+    return STATES.replace("BODY", body)
+
+
+ZERO = "z = ConstantOfShape (s)"
+ZERO_STATES = [
+    (f"{ZERO} y = LSTM <hidden_size = 3> (x, w, r, , , z, z)", "y = LSTM <hidden_size = 3> (x, w, r)"),
+    (
+        f"{ZERO} i = Identity (z) n = Exp (ones) y = LSTM <hidden_size = 3> (x, w, r, , , i, n)",
+        "n = Exp (ones) y = LSTM <hidden_size = 3> (x, w, r, , , , n)",
+    ),
+    (
+        "z = ConstantOfShape <value = float[1] {-0.0}> (s) u = Unsqueeze (z, o) q = Squeeze (u, o) y = LSTM <hidden_size = 3> (x, w, r, , , q)",
+        "y = LSTM <hidden_size = 3> (x, w, r)",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "after"), ZERO_STATES)
+def test_drops_states_of_zeros(before: str, after: str) -> None:
+    feeds = [{"x": np.random.default_rng(1).normal(size=(5, 4, 2)).astype(np.float32)}]
+    assert_rewrites(
+        PASS,
+        before=states(before),
+        after=states(after),
+        feeds=feeds,
+        runtimes=["onnxruntime"],
+        rtol=0,
+        atol=0,
+    )
+
+
+def test_keeps_other_states() -> None:
+    one = "z = ConstantOfShape <value = float[1] {1.0}> (s)"
+    assert_unchanged(PASS, states(f"{one} y = LSTM <hidden_size = 3> (x, w, r, , , z, z)"))
+    assert_unchanged(PASS, states("y = LSTM <hidden_size = 3> (x, w, r, , , ones)"))
+    assert_unchanged(
+        PASS, states(f"{ZERO} e = Exp (z) y = LSTM <hidden_size = 3> (x, w, r, , , e)")
+    )
+    deep = " ".join(f"z{n + 1} = Expand (z{n}, s)" for n in range(40))
+    text = f"z0 = ConstantOfShape (s) {deep} y = LSTM <hidden_size = 3> (x, w, r, , , z40)"
+    got = assert_holds(PASS, states(text), runtimes=[])
+    assert got.graph.node[-1].op_type == "LSTM"
+
+
+def test_parts_of_a_concat_bound_by_a_caller_stay() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21, "f" : 1]>
+        g (float[2, 2] x) => (float[2] y) { y = f.two <p = 0> (x) }
+        <domain: "f", opset_import: ["" : 21]>
+        two <p> (a) => (b) { i = Constant <value = int64 {0}> ()
+          c = Concat <axis = 0> (a, a) b = Gather <axis: int = @p> (c, i) }"""
+    assert_unchanged(PASS, text)
+    assert_unchanged(PASS, text.replace("axis = 0", "axis: int = @p"))

@@ -21,6 +21,12 @@ from onnxcomp_passes.simplify.support.layouts import (
 )
 from onnxcomp_passes.simplify.support.neutral import NEUTRAL_OPS, neutral
 from onnxcomp_passes.simplify.support.noops import NOOPS
+from onnxcomp_passes.simplify.support.picks import (
+    DropZeroStates,
+    GatherFromConcat,
+    MergeSlices,
+    SliceFromConcat,
+)
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.facts import Facts
@@ -61,7 +67,8 @@ class EliminateIdentity(LocalPass):
     Squeeze, Unsqueeze, Flatten, Expand, Tile, Slice, Pad, Gather, Clip, Where, Concat and Split
     that are proven to hand on their input; x * 1, x / 1, x - 0 and x + (-0); Not(Not(x)),
     Neg(Neg(x)), Relu(Relu(x)). Pairs and chains of Transpose, Reshape, Squeeze, Unsqueeze, Cast,
-    Clip, Relu, Concat, ReduceMean and their like become one node.
+    Clip, Relu, Concat, Slice, ReduceMean and their like become one node. What reads one part of a
+    Concat reads that part; initial states of an LSTM that are zero are left out.
 
     Results stay equal bit for bit, except that two ReduceMean or ReduceSum in one are rounded once
     less. That is why x + 0.0 stays: it turns -0.0 into 0.0.
@@ -85,4 +92,8 @@ class EliminateIdentity(LocalPass):
             RejoinSplit(),
             FlattenConcats(),
             MergeReductions(),
+            GatherFromConcat(),
+            SliceFromConcat(),
+            MergeSlices(),
+            DropZeroStates(),
         )

@@ -171,8 +171,8 @@ def _can_shift(linear: Linear) -> bool:
 def _unpadded(linear: Linear) -> bool:
     if not linear.is_conv:
         return True
-    pads, auto = attribute(linear.node, "pads", ()), attribute(linear.node, "auto_pad", "NOTSET")
-    return auto in ("NOTSET", "VALID") and not any(pads)
+    auto = attribute(linear.node, "auto_pad", "NOTSET")
+    return auto == "VALID" or (auto == "NOTSET" and not any(attribute(linear.node, "pads") or ()))
 
 
 def apply_fused(edit: Edit, fused: Fused) -> None:

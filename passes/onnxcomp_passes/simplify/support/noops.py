@@ -6,6 +6,7 @@ None. Equal means bit for bit, for every input: NaN, infinities and the sign of 
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 
     from onnxcomp.analysis.facts import Facts
     from onnxcomp.ir import ir
+    from onnxcomp.signature import Shape
 
     Proof = Callable[[ir.Node, Facts], ir.Value | None]
+
+# Elements that no machine can address, at a byte each.
+LARGEST_TENSOR = 1 << 46
 
 
 def _first(node: ir.Node, facts: Facts) -> ir.Value | None:
@@ -132,12 +137,12 @@ def _slice(node: ir.Node, facts: Facts) -> ir.Value | None:
     ranges, source = slice_ranges(node), input_at(node, 0)
     if ranges is None:
         return None
-    shapes = shapes_of(facts)
-    shape = shapes.shape(source)
+    shape = shapes_of(facts).shape(source)
+    rank = None if shape is None else len(shape)
     for axis, start, end, step in ranges:
-        at = normalized([axis], None if shape is None else len(shape))
+        at = normalized([axis], rank)
         dim = None if shape is None or at is None or at[0] >= len(shape) else shape[at[0]]
-        if step != 1 or not _takes_all(dim, start, end):
+        if step != 1 or not (_takes_all(dim, start, end) or (start == 0 and _is_huge(shape, end))):
             return None
     return source
 
@@ -146,6 +151,15 @@ def _takes_all(dim: int | str | None, start: int, end: int) -> bool:
     if isinstance(dim, int):
         return (start == 0 or start <= -dim) and end >= dim
     return start == 0 and end >= TO_THE_END
+
+
+def _is_huge(shape: Shape | None, end: int) -> bool:
+    """Whether a tensor with more than `end` in an unknown dimension has no room in any memory.
+
+    Exporters write 1,000,000,000 for "to the end".
+    """
+    known = prod(dim for dim in shape or () if isinstance(dim, int))
+    return known > 0 and known * end >= LARGEST_TENSOR
 
 
 def _pad(node: ir.Node, facts: Facts) -> ir.Value | None:
