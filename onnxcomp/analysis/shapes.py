@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from onnxcomp.signature import Shape
 
 
+# How long a shape vector is taken to be when nothing is known, and how long one may get.
+_USUAL_RANK = 8
+_MAX_PROPAGATED = 1 << 16
+
+
 class ShapeMap:
     """What is known of each value; unknown stays None and is never guessed."""
 
@@ -84,12 +89,32 @@ class Shapes:
         symbols = _undeclare(proto)
         result = ShapeMap()
         try:
-            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+            inferred = onnx.shape_inference.infer_shapes(
+                proto, data_prop=_is_propagation_bounded(proto)
+            )
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             inferred = proto
         for graph, graph_proto in zip(ir_graphs(model.core), proto_graphs(inferred), strict=True):
             _read(result, graph, graph_proto, symbols)
         return result
+
+
+def _is_propagation_bounded(proto: onnx.ModelProto) -> bool:
+    """Whether following the contents of shape vectors stays small.
+
+    onnx copies them element by element at every Concat along axis 0: a chain that doubles takes
+    memory without bound.
+    """
+    lengths: dict[str, int] = {}
+    for graph in proto_graphs(proto):
+        for node in graph.node:
+            if node.op_type != "Concat" or any(attr.i for attr in node.attribute):
+                continue
+            length = sum(lengths.get(name, _USUAL_RANK) for name in node.input)
+            if length > _MAX_PROPAGATED:
+                return False
+            lengths[node.output[0]] = length
+    return True
 
 
 def _undeclare(proto: onnx.ModelProto) -> set[str]:

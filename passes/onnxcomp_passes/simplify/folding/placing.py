@@ -44,7 +44,7 @@ class Placer:
                 if is_op(node, "Constant") and not has_reference_attribute(node):
                     tensor = constant(node.outputs[0])
                     if tensor is not None:
-                        self._lift(node, tensor)
+                        self._lift(node, _own(tensor))
 
     def skip_identities(self) -> None:
         """Lets everybody read a constant itself instead of an Identity of it."""
@@ -102,9 +102,13 @@ class Placer:
         if graph is None:
             return
         self.placed.append(node)
+        old = node.inputs[index]
+        maker = None if old is None else old.producer()
         made = self._edit.initializer(tensor, name=name, graph=graph)
         self._edit.set_input(node, index, made)
         self._edit.count("targets simplified")
+        if maker is not None:
+            self.drop(maker)
 
     def _place_output(self, value: ir.Value, node: ir.Node, tensor: ir.TensorProtocol) -> bool:
         """An output of a body, or of a file of IR version 3, can only be made by a node."""
@@ -141,3 +145,13 @@ class Placer:
             and any(shapes.static(value) is None for value in node.outputs)
             for node in readers
         )
+
+
+def _own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A tensor to be given a name: one read from a protobuf would write it into the caller's."""
+    if not isinstance(tensor, ir.serde.TensorProtoTensor):
+        return tensor
+    if tensor.dtype == ir.DataType.STRING:
+        return ir.StringTensor(list(tensor.raw.string_data), shape=tensor.shape)
+    shape = ir.Shape(tensor.shape.numpy())
+    return ir.LazyTensor(lambda: tensor, dtype=tensor.dtype, shape=shape)
