@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxcomp.compare import Reference, Tolerance, compare
+from onnxcomp.compare import Comparer, Tolerance
 from onnxcomp.diagnostics import Diagnostic, Location, Severity
 from onnxcomp.errors import ModelError, RuntimeUnavailableError, SamplesError, UserError
 from onnxcomp.ir.ops import NONDETERMINISTIC, is_training
@@ -15,16 +15,23 @@ from onnxcomp.stages import stage
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from typing import Any, TypeAlias
 
     import numpy as np
 
     from onnxcomp.ir import Model
     from onnxcomp.passbase import Outcome, Pass
 
+    Pair: TypeAlias = tuple[Mapping[str, np.ndarray], Mapping[str, Any]]
+
 # Folding a batch normalisation or merging scales adds up in another order: off by some units in the
 # last place of the largest term, which deep networks carry on.
 LOSSLESS = Tolerance(rtol=1e-3, atol=1e-6, of_peak=1e-4)
 PROBES = 2
+# Of a model with more weights than this, one sample is enough: each run reads all of them.
+LARGE_BYTES = 512 << 20
+# Without prepacking the runtime reads weights where they are mapped and makes no copies of them.
+_MAPPED = {"session.disable_prepacking": "1"}
 
 
 class Equivalence:
@@ -54,7 +61,7 @@ class Equivalence:
         self._feeds = feeds
         self._threads = threads
         self._seed = seed
-        self._reference: Reference | None = None
+        self._reference: list[Pair] | None = None
         self.note: Diagnostic | None = None
 
     def difference(self, model: Model | Path) -> str:
@@ -66,11 +73,14 @@ class Equivalence:
             reference = self._prepared()
             if reference is None:
                 return ""
+            comparer = Comparer(LOSSLESS)
             try:
                 with self._open(model) as session:
-                    return compare(reference, session, tolerance=LOSSLESS).reason
+                    for feeds, outputs in reference:
+                        comparer.add(outputs, session.run(feeds))
             except (RuntimeUnavailableError, ModelError, SamplesError) as error:
                 return f"onnxruntime runs the original but not the result: {error.message}"
+            return comparer.result().reason
 
     def before(self, step: Pass, model: Model) -> None:
         """Nothing to do: the original is the reference for every pass."""
@@ -81,32 +91,50 @@ class Equivalence:
         return self.difference(model) if step.lossless else ""
 
     def _open(self, model: Model | Path) -> Session:
-        return Session.open(model, threads=self._threads, optimization="disable")
+        return Session.open(model, threads=self._threads, optimization="disable", config=_MAPPED)
 
-    def _prepared(self) -> Reference | None:
+    def _prepared(self) -> list[Pair] | None:
         if self._reference is None and self.note is None:
             self.note = self._prepare()
         return self._reference
 
     def _prepare(self) -> Diagnostic | None:
-        """Opens the original and finds inputs for it; returns why that is not possible."""
+        """Runs the original on inputs that it takes; returns why that is not possible."""
         if varies(self._signature_of):
             return _note("CMP103", "it draws random numbers")
         try:
             session = self._open(self._original)
         except (RuntimeUnavailableError, ModelError) as error:
             return _note("CMP101", error.message)
-        try:
-            feeds = self._feeds or probe_feeds(
-                self._signature_of.signature(), count=PROBES, seed=self._seed, runner=session
-            )
-            reference = Reference(session, feeds)
-            for _ in reference:
-                pass
-        except UserError as error:
-            return _note("CMP102", error.message)
-        self._reference = reference
+        with session:
+            runner = _Remembering(session)
+            try:
+                feeds = self._feeds or self._probes(runner)
+                self._reference = [(feed, runner.run(feed)) for feed in feeds]
+            except UserError as error:
+                return _note("CMP102", error.message)
         return None
+
+    def _probes(self, runner: _Remembering) -> list[dict[str, np.ndarray]]:
+        is_large = self._signature_of.nbytes > LARGE_BYTES
+        signature = self._signature_of.signature()
+        count = 1 if is_large else PROBES
+        return probe_feeds(signature, count=count, seed=self._seed, runner=runner)
+
+
+class _Remembering:
+    """A session that gives the answer again for feeds that it has seen."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._known: dict[int, Pair] = {}
+
+    def run(self, feeds: Mapping[str, np.ndarray], /) -> Mapping[str, Any]:
+        """Runs the model, unless these very feeds were run before."""
+        known = self._known.get(id(feeds))
+        if known is None or known[0] is not feeds:
+            known = self._known[id(feeds)] = (feeds, self._session.run(feeds))
+        return known[1]
 
 
 def varies(model: Model) -> bool:
