@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 
 NET = """
     <ir_version: 8, opset_import: ["" : 17]>
-    net (float[N, 3] x) => (float[N, 4] y) <float[3, 4] w, float[4] zero = {0, 0, 0, 0}> {
+    net (float[N, 3] x) => (float[N, 4] y) <float[3, 4] w> {
       a = Identity (x)
       b = MatMul (a, w)
       c = Relu (b)
-      d = Identity (c)
-      y = Add (d, zero)
+      y = Identity (c)
     }
 """
 
