@@ -90,7 +90,7 @@ class Shapes:
         result = ShapeMap()
         try:
             inferred = onnx.shape_inference.infer_shapes(
-                proto, data_prop=_is_propagation_bounded(proto)
+                proto, data_prop=is_propagation_bounded(proto)
             )
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             inferred = proto
@@ -99,7 +99,7 @@ class Shapes:
         return result
 
 
-def _is_propagation_bounded(proto: onnx.ModelProto) -> bool:
+def is_propagation_bounded(proto: onnx.ModelProto) -> bool:
     """Whether following the contents of shape vectors stays small.
 
     onnx copies them element by element at every Concat along axis 0: a chain that doubles takes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxcomp_passes.simplify.inline_branches import InlineBranches
-from tests.helpers.check import assert_rewrites, assert_unchanged
+from tests.helpers.check import assert_refuses, assert_rewrites, assert_unchanged
 
 INLINE = InlineBranches()
 
@@ -166,3 +166,15 @@ def test_keeps_an_if_whose_condition_a_caller_may_set() -> None:
             }
         """,
     )
+
+
+def test_shapes_that_contradict_each_other_stay_hidden() -> None:
+    graph = """
+        g (float[2, 3] x, float[2, 4] z) => (float[2, 5] y) <bool c = {1}, float[4, 5] w> {
+          a = If (c) <
+            then_branch = t () => (float[2, 3] p) { p = Relu (x) },
+            else_branch = e () => (float[2, 4] q) { q = Neg (z) }>
+          y = MatMul (a, w)
+        }
+    """
+    assert_refuses(INLINE, graph, code="INL101")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+import onnx
 from typing_extensions import override
 
+from onnxcomp.analysis.shapes import is_propagation_bounded
 from onnxcomp.ir import ir
 from onnxcomp.ir.envelope import SPARSE_INITIALIZERS
 from onnxcomp.ir.ops import array, attribute, is_op
@@ -14,6 +17,7 @@ from onnxcomp.ir.regions import inline_body
 from onnxcomp.passbase import Pass
 
 if TYPE_CHECKING:
+    from onnxcomp.ir import Model
     from onnxcomp.passbase import Context
 
 
@@ -28,16 +32,42 @@ class InlineBranches(Pass):
 
     name: ClassVar[str] = "inline-branches"
     lossless: ClassVar[bool] = True
+    codes: ClassVar[Mapping[str, str]] = {
+        "INL101": "Branches were not inlined: the model has shapes that contradict each other, which nobody "
+        "notices as long as an If stands between them.",
+    }
 
     @override
     def run(self, ctx: Context) -> None:
-        queue = deque(node for node in ctx.model.nodes() if is_op(node, "If"))
-        while queue:
-            node = queue.popleft()
-            body = _taken(node)
-            if node.graph is None or body is None:
-                continue
+        mark = ctx.edit.mark()
+        _inline_all(ctx)
+        if ctx.edit.mark() == mark or not (reason := _contradiction(ctx.model)):
+            return
+        ctx.edit.rollback(mark)
+        if not _contradiction(ctx.model):
+            ctx.skip("INL101", "model", reason)
+        else:
+            _inline_all(ctx)
+
+
+def _inline_all(ctx: Context) -> None:
+    queue = deque(node for node in ctx.model.nodes() if is_op(node, "If"))
+    while queue:
+        node = queue.popleft()
+        body = _taken(node)
+        if node.graph is not None and body is not None:
             inline_body(ctx.edit, node, body)
+
+
+def _contradiction(model: Model) -> str:
+    """What strict inference, which runtimes do when they load a model, finds wrong; else empty."""
+    proto = model.to_proto(weights=False)
+    follow = is_propagation_bounded(proto)
+    try:
+        onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=follow)
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        return str(error).strip().splitlines()[0][:200]
+    return ""
 
 
 def _taken(node: ir.Node) -> ir.Graph | None:
