@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +15,9 @@ from onnxcomp.cli.output import remark
 from onnxcomp.cli.settings import everywhere, seconds
 from onnxcomp.errors import UserError, quoted
 from onnxcomp.stages import stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @click.command(cls=Command)
@@ -40,9 +45,13 @@ def demo(*, folder: Path, measure_time: float, seed: int) -> int:
     A residual network for Fashion-MNIST comes with the package, with 128 images to calibrate on and
     1000 test images to judge on. Writes small.onnx and report.json.
     """
+    with _folder(folder):
+        return _demo(folder, measure_time, seed)
+
+
+def _demo(folder: Path, measure_time: float, seed: int) -> int:
     from onnxcomp import demo as included
 
-    _make(folder)
     output = Output(folder / "small.onnx", False, None, folder / "report.json")
     place = output.place(included.MODEL)
     goal = Goal(
@@ -65,9 +74,19 @@ def demo(*, folder: Path, measure_time: float, seed: int) -> int:
     return code if result.met else 3
 
 
-def _make(folder: Path) -> None:
+@contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Makes a folder, and takes it away again if nothing comes into it."""
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"cannot make folder {quoted(folder, 200)}: {reason}") from None
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WORTH_SECONDS = 2.0
 # Before this time there is too little to estimate from.
 _ESTIMATE_AFTER = 0.3
+_REDRAW_SECONDS = 0.2
 
 
 def progress_for(stream: TextIO | None = None, *, quiet: bool = False) -> Progress:
@@ -45,6 +46,7 @@ class TerminalProgress:
         self._stream = stream
         self._bars: Bars | None = None
         self._lock = threading.Lock()
+        self._drawn = 0.0
 
     @contextmanager
     def __call__(self, total: float, text: str) -> Iterator[Task]:
@@ -68,6 +70,14 @@ class TerminalProgress:
             bars = self._bars
             number = bars.add_task(text, total=total or None, completed=int(done))
         return bars, number
+
+    def refresh(self) -> None:
+        """Redraws, a few times a second at most."""
+        now = time.monotonic()
+        with self._lock:
+            if self._bars is not None and now - self._drawn > _REDRAW_SECONDS:
+                self._drawn = now
+                self._bars.refresh()
 
     def remove(self, bars: Bars, number: TaskID) -> None:
         """Takes a bar away; with the last one the display ends and leaves no trace."""
@@ -97,6 +107,7 @@ class _Task:
         if self.shown is not None:
             bars, number = self.shown
             bars.update(number, completed=self.done)
+            self.owner.refresh()
             return
         elapsed = time.monotonic() - self.start
         if elapsed > _ESTIMATE_AFTER and elapsed * self.total > WORTH_SECONDS * self.done > 0:
@@ -125,6 +136,8 @@ def _new_bars(stream: TextIO) -> Bars:
         BarColumn(bar_width=30),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeRemainingColumn(compact=True),
+        # Redrawn as work advances: a thread that draws would disturb the measurements it reports on.
+        auto_refresh=False,
         console=Console(file=stream, markup=False, highlight=False, emoji=False),
         transient=True,
     )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Below this width tables become lists.
 NARROW = 60
 # Width where there is no terminal to ask.
-DEFAULT_WIDTH = 110
+DEFAULT_WIDTH = 120
 # Remarks of one code that are shown unless all are asked for.
 SHOWN_PER_CODE = 2
 # A rule under the headings and nothing else.
@@ -113,7 +113,7 @@ def table(
         numbers: How many columns from the right are numbers, and so aligned to the right.
     """
     lines = box.SIMPLE_HEAD if _draws_lines(console) else _ASCII_LINES
-    made = Table(box=lines, pad_edge=False, show_edge=False)
+    made = Table(box=lines, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for index, name in enumerate(columns):
         right = index >= len(columns) - numbers
         made.add_column(name, justify="right" if right else "left", overflow="fold")
@@ -135,7 +135,7 @@ def models_table(report: Report, console: Console) -> RenderableType:
         "nodes": [units.MISSING if r.nodes is None else str(r.nodes) for r in report.models],
         "latency": [units.latency(row.latency) for row in report.models],
         "speed": [units.ratio(row.ratio) for row in report.models],
-        "peak memory": [units.size(row.peak_memory) for row in report.models],
+        "memory": [units.size(row.peak_memory) for row in report.models],
         **{name: [units.metric(r.metrics.get(name)) for r in report.models] for name in metrics},
     }
     used = {
@@ -143,7 +143,7 @@ def models_table(report: Report, console: Console) -> RenderableType:
         for name, cells in columns.items()
         if any(cell != units.MISSING for cell in cells)
     }
-    if sum(max(map(len, (name, *cells))) + 3 for name, cells in used.items()) - 3 > console.width:
+    if sum(max(map(len, (name, *cells))) + 2 for name, cells in used.items()) - 2 > console.width:
         return _as_list(used)
     rows = zip(*used.values(), strict=True)
     return table(list(used), rows, console, numbers=len(used) - 1)

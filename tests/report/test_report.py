@@ -67,15 +67,15 @@ def test_text() -> None:
     assert (
         to_text(a_report())
         == """\
-model         size   nodes   latency               speed   peak memory     top1
--------------------------------------------------------------------------------
-original   9.93 MB     464   3.21 ms                   -       50.0 MB   0.9123
-result     2.50 MB     317   1.60 ms   2.00x (1.90-2.12)             -     0.91
+model        size  nodes  latency              speed   memory    top1
+---------------------------------------------------------------------
+original  9.93 MB    464  3.21 ms                  -  50.0 MB  0.9123
+result    2.50 MB    317  1.60 ms  2.00x (1.90-2.12)        -    0.91
 
-pass             what it did                            time
-------------------------------------------------------------
-fold-constants   5 nodes removed, 1 values folded     500 ms
-fuse-bias        taken back: it changed the outputs   500 ms
+pass            what it did                           time
+----------------------------------------------------------
+fold-constants  5 nodes removed, 1 values folded    500 ms
+fuse-bias       taken back: it changed the outputs  500 ms
 
 limit kept: top1 drop 0.0025, allowed 0.01
 GEN101 warning: samples: noise (give data)
