@@ -11,7 +11,7 @@ from onnxcomp.ir import ir
 from onnxcomp.ir.envelope import ATTRIBUTES
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
 
 # Tensors above this many bytes are told apart by a few pages before all of their bytes are read.
 _SAMPLED_ABOVE = 64 * 1024
@@ -121,10 +121,24 @@ def _split(
         for number, part in enumerate(parts):
             for value, scopes in part:
                 if value.const_value is not None:
-                    mark = number.to_bytes(4, "big") + key(value.const_value)
+                    mark = number.to_bytes(4, "big") + _remembered(value, key)
                     finer.setdefault(mark, []).append((value, scopes))
         parts = [part for part in finer.values() if len(part) > 1]
     return parts
+
+
+def _remembered(value: ir.Value, key: Callable[[ir.TensorProtocol], bytes]) -> bytes:
+    """The digest of an initializer's contents, kept with it: pipelines ask again and again."""
+    tensor = value.const_value
+    if tensor is None:
+        raise ValueError(f"initializer without contents: {value.name}")
+    kept = value.meta.get(f"onnxcomp.{key.__name__}")
+    if kept is not None and kept[0] is tensor:
+        found: bytes = kept[1]
+        return found
+    digest = key(tensor)
+    value.meta[f"onnxcomp.{key.__name__}"] = (tensor, digest)
+    return digest
 
 
 def _visible_pairs(

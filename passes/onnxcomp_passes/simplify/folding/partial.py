@@ -6,8 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import attribute, constant, input_at, integers, is_op, standard_op, subgraphs
-from onnxcomp_passes.simplify.folding import vectors
+from onnxcomp.ir.ops import attribute, constant, input_at, integers, standard_op, subgraphs
+from onnxcomp_passes.simplify.folding import sizes, vectors
 from onnxcomp_passes.simplify.folding.vectors import INTEGERS, MAX_ITEMS, Item, Size, Vector
 
 if TYPE_CHECKING:
@@ -15,13 +15,6 @@ if TYPE_CHECKING:
 
     from onnxcomp.analysis.shapes import ShapeMap
 
-# One input, one output of the same shape: an open dimension of theirs is one dimension.
-_SAME_SHAPE_NAMES = (
-    "Abs Cast Ceil Clip Cos Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity "
-    "LayerNormalization LeakyRelu Log LogSoftmax Neg Not Reciprocal Relu Round Selu Sigmoid Sign "
-    "Sin Softmax Softplus Softsign Sqrt Tanh"
-)
-_SAME_SHAPE = frozenset(_SAME_SHAPE_NAMES.split())
 # A symbol such as "?" stands for several sizes in real files.
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 _MAX_RANK = 64
@@ -34,6 +27,7 @@ class PartialValues:
         self._shapes = shapes
         self._ambiguous = ambiguous
         self._found: dict[ir.Value, Vector] = {}
+        self._derived: dict[ir.Value, tuple[Item, ...]] = {}
 
     def sweep(self, graph: ir.Graph) -> None:
         """Looks at the nodes of a scope and of all scopes inside it, in order."""
@@ -44,6 +38,10 @@ class PartialValues:
                 vector = rule(self, node)
                 if vector is not None and self._agrees(vector, node.outputs[0]):
                     self._found[node.outputs[0]] = vector
+            if name is not None and node.outputs and self._shapes.static(node.outputs[0]) is None:
+                found = sizes.derived(self, node)
+                if found is not None:
+                    self._derived[node.outputs[0]] = found
             for inner in subgraphs(node):
                 self.sweep(inner)
 
@@ -73,22 +71,27 @@ class PartialValues:
     def sizes(self, value: ir.Value | None) -> tuple[Item, ...] | None:
         """Returns the dimensions of a tensor, open ones with an identity; None for unknown rank."""
         shape = self._shapes.shape(value)
-        if shape is None or value is None or len(shape) > _MAX_RANK:
+        if value is None:
             return None
-        root = value
-        while (maker := root.producer()) is not None and is_op(maker, *_SAME_SHAPE):
-            if maker.inputs[0] is None or maker.outputs[0] is not root:
-                break
-            root = maker.inputs[0]
+        derived = self._derived.get(value)
+        if shape is None:
+            shape = (None,) * len(derived) if derived is not None else None
+        if shape is None or len(shape) > _MAX_RANK:
+            return None
+        if derived is None or len(derived) != len(shape):
+            derived = (None,) * len(shape)
         return tuple(
-            dim if isinstance(dim, int) else self._open_size(dim, root, axis)
-            for axis, dim in enumerate(shape)
+            self._dimension(value, axis, dim, derived[axis]) for axis, dim in enumerate(shape)
         )
 
-    def _open_size(self, dim: str | None, root: ir.Value, axis: int) -> Size:
+    def _dimension(self, value: ir.Value, axis: int, dim: int | str | None, derived: Item) -> Item:
+        if isinstance(dim, int):
+            return dim
+        if derived is not None:
+            return derived
         if dim is not None and _SYMBOL.fullmatch(dim):
             return Size((dim,), dim not in self._ambiguous)
-        return Size((id(root), axis))
+        return Size((id(value), axis))
 
 
 def ambiguous_symbols(graph: ir.Graph) -> frozenset[str]:
@@ -104,18 +107,18 @@ def ambiguous_symbols(graph: ir.Graph) -> frozenset[str]:
 
 
 def _shape(known: PartialValues, node: ir.Node) -> Vector | None:
-    sizes = known.sizes(node.inputs[0])
+    shape = known.sizes(node.inputs[0])
     start, end = attribute(node, "start"), attribute(node, "end")
-    if sizes is None or not all(isinstance(bound, (int, type(None))) for bound in (start, end)):
+    if shape is None or not all(isinstance(bound, (int, type(None))) for bound in (start, end)):
         return None
-    return Vector(sizes[start:end], False, ir.DataType.INT64)
+    return Vector(shape[start:end], False, ir.DataType.INT64)
 
 
 def _size(known: PartialValues, node: ir.Node) -> Vector | None:
-    sizes = known.sizes(node.inputs[0])
-    if sizes is None:
+    shape = known.sizes(node.inputs[0])
+    if shape is None:
         return None
-    return Vector((_product(sizes),), True, ir.DataType.INT64)
+    return Vector((_product(shape),), True, ir.DataType.INT64)
 
 
 def _product(items: tuple[Item, ...]) -> Item:
