@@ -157,7 +157,7 @@ def fused_by(path: Path, provider: str) -> Fused:
     require_provider(provider)
     before = _histogram(read_model(path))
     try:
-        with stage("asking the runtime for its graph"):
+        with stage("asking the runtime for its graph; --no-fusions leaves that out"):
             after = optimized_model(path, provider=provider, weights=False)
     except UserError as error:
         return Fused(provider, before, problem=error.message)

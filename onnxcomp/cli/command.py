@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING
 import click
 from typing_extensions import override
 
-from onnxcomp.cli.settings import Everywhere, Settings
+from onnxcomp.cli.settings import Ceiling, Everywhere, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+_SECTIONS: dict[type[click.Parameter], str] = {
+    click.Option: "Options",
+    Everywhere: "Options of every command",
+    Ceiling: "Limits on what a model may ask for, also of every command",
+}
 
 
 class Command(click.Command):
@@ -89,13 +96,12 @@ def _keeping_indented(text: str) -> str:
 def _write_options(
     command: click.Command, ctx: click.Context, formatter: click.HelpFormatter
 ) -> None:
-    own: list[tuple[str, str]] = []
-    common: list[tuple[str, str]] = []
+    sections: dict[str, list[tuple[str, str]]] = {title: [] for title in _SECTIONS.values()}
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
         if record is not None and not isinstance(parameter, click.Argument):
-            (common if isinstance(parameter, Everywhere) else own).append(record)
-    for title, records in (("Options", own), ("Options of every command", common)):
+            sections[_SECTIONS.get(type(parameter), _SECTIONS[click.Option])].append(record)
+    for title, records in sections.items():
         if records:
             with formatter.section(title):
                 formatter.write_dl(records)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,6 +17,15 @@ if TYPE_CHECKING:
     Command = TypeVar("Command", bound=Callable[..., Any])
 
 _BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+# Limits on what a model may ask for: the defaults are those of `onnxcomp.ir.budget.Limits`.
+CEILINGS = {
+    "nodes": (1_000_000, "Nodes, with functions expanded"),
+    "calls": (1_000_000, "Calls of functions, expanded"),
+    "graph-depth": (64, "Bodies of If, Loop and Scan inside each other"),
+    "function-depth": (64, "Functions that call each other in a chain"),
+    "rank": (64, "Dimensions of a tensor"),
+    "tensors": (1_000_000, "Initializers"),
+}
 _SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -60,7 +71,13 @@ class Settings:
             self.publisher.update(verbose=True)
 
     def limit(self, name: str, value: float) -> None:
-        """Takes a limit, which the watcher enforces from now on."""
+        """Takes a limit: on what models may ask for, or one that the watcher enforces from now on."""
+        if name.startswith("max_"):
+            from onnxcomp.ir.budget import ACTIVE_LIMITS
+
+            raised = {name.removeprefix("max_"): int(value)}
+            ACTIVE_LIMITS.set(replace(ACTIVE_LIMITS.get(), **raised))
+            return
         if self.publisher is None:
             return
         if name == "time_limit":
@@ -93,6 +110,14 @@ class Everywhere(click.Option):
     """An option that the whole program understands; listed apart in the help."""
 
 
+class Ceiling(click.Option):
+    """A limit on models from strangers; listed only in the help of the program."""
+
+    @override
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        return super().get_help_record(ctx) if ctx.parent is None else None
+
+
 def everywhere(command: Command) -> Command:
     """Adds the options that every command understands."""
     options = (
@@ -118,4 +143,14 @@ def everywhere(command: Command) -> Command:
     for names, kind in reversed(options):
         add = click.option(*names, cls=Everywhere, expose_value=False, callback=_take, **kind)
         command = add(command)
+    for name, (default, text) in reversed(CEILINGS.items()):
+        command = click.option(
+            f"--max-{name}",
+            cls=Ceiling,
+            expose_value=False,
+            callback=_take,
+            type=click.IntRange(min=1),
+            metavar="N",
+            help=f"{text}.  [default: {default:,}]",
+        )(command)
     return command

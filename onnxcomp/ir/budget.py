@@ -8,6 +8,7 @@ fault. Everything here is iterative and linear in the size of the file.
 from __future__ import annotations
 
 from collections import Counter
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,8 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+# What a program set for all models that it loads from here on.
+ACTIVE_LIMITS: ContextVar[Limits] = ContextVar("limits", default=DEFAULT_LIMITS)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto
 
 from onnxcomp.errors import ModelError, UserError, quoted
-from onnxcomp.ir.budget import DEFAULT_LIMITS, PROTO_BYTES, Limits, check_budget
+from onnxcomp.ir.budget import ACTIVE_LIMITS, PROTO_BYTES, Limits, check_budget
 from onnxcomp.ir.external import check_external
 from onnxcomp.ir.structure import Structure, check_structure
 
@@ -70,14 +70,14 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
 def check_model(
     model: ModelProto,
     folder: str | os.PathLike[str] | None,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: Limits | None = None,
 ) -> Structure:
     """Checks everything about a model that needs no native code, cheapest and safest first.
 
     Args:
         model: The model, with or without its weights.
         folder: Where the model file lies; `None` when external data is not allowed.
-        limits: How much the model may ask for.
+        limits: How much the model may ask for, by default `ACTIVE_LIMITS`.
 
     Returns:
         What a reader should know about a valid model: nodes to sort or rename, and remarks.
@@ -85,6 +85,7 @@ def check_model(
     Raises:
         ModelError: The model is not valid; one line that names the place.
     """
+    limits = limits or ACTIVE_LIMITS.get()
     check_budget(model, limits)
     structure = check_structure(model, limits)
     check_external(model, folder)

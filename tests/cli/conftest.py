@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
 from typing import TYPE_CHECKING, NamedTuple
 
 import onnx
@@ -40,7 +41,7 @@ def command(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Done]]:
 
     def call(*arguments: object) -> Done:
         capfd.readouterr()
-        code = run([str(argument) for argument in arguments])
+        code = copy_context().run(run, [str(argument) for argument in arguments])
         return Done(code, *capfd.readouterr())
 
     yield call

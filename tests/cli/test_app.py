@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import click
@@ -15,8 +16,9 @@ import pytest
 from onnxcomp import __version__, stages
 from onnxcomp.cli import app
 from onnxcomp.cli.command import Command, Group
-from onnxcomp.cli.settings import everywhere, seconds, share, size
+from onnxcomp.cli.settings import CEILINGS, everywhere, seconds, share, size
 from onnxcomp.errors import GateMissedError, UserError
+from onnxcomp.ir.budget import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -307,3 +309,8 @@ def test_nonsense_is_refused(read: Callable[[str], float], text: str) -> None:
 def test_limits_of_nothing_are_refused(read: Callable[[str], float]) -> None:
     with pytest.raises(click.BadParameter):
         read("0")
+
+
+def test_limits_of_the_command_line_are_those_of_the_library() -> None:
+    library = {field.name.replace("_", "-"): field.default for field in fields(Limits)}
+    assert {name: default for name, (default, _) in CEILINGS.items()} == library

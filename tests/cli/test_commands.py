@@ -384,3 +384,18 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     done = command("optimize", net, "-o", folder / "o.onnx")
     assert done.code == 1
     assert "read-only" in done.err
+
+
+def test_limits_on_models_can_be_raised_as_the_error_says(command: Run, tmp_path: Path) -> None:
+    path = tmp_path / "deep.onnx"
+    model = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 13]> g (float[2] x) => (float[2] y) { y = Relu (x) }'
+    )
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.zeros((1,) * 5, np.float32), "w")
+    )
+    onnx.save(model, path)
+    done = command("inspect", path, "--max-rank", "4", "--no-fusions")
+    assert done.code == 1
+    assert "the limit is 4 (raise it with --max-rank)" in done.err
+    assert command("--max-rank", "5", "inspect", path, "--no-fusions").code == 0
