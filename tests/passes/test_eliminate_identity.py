@@ -437,6 +437,16 @@ CHAINS = [
         "y = Slice (x, s, t, u)",
         "float[1, 4]", "float[1, 2] w = {1, 2}, int64[1] s = {0}, int64[1] t = {3}, int64[1] u = {1}", 2,
     ),
+    (
+        "a = Slice (x, s, t, u) y = Squeeze (a, u)",
+        "y = Gather <axis = 1> (x, v)",
+        "float[N, 3]", "int64[1] s = {1}, int64[1] t = {2}, int64[1] u = {1}, int64 v = {1}", 1,
+    ),
+    (
+        "a = Slice <axes = [-1], starts = [-1], ends = [9223372036854775807]> (x) y = Squeeze <axes = [1]> (a)",
+        "y = Gather <axis = 1> (x, v)",
+        "float[N, 3]", "int64 v = {-1}", 1, 9,
+    ),
 ]  # fmt: skip
 
 
@@ -475,6 +485,10 @@ LEFT = [
     ("a = Concat <axis = 1> (x, w) y = Slice (a, s, t, u)", "float[2, 4]", "float[2, 1] w = {1, 2}, int64[1] s = {0}, int64[1] t = {1}, int64[1] u = {0}", 2),
     ("a = Concat <axis = 0> (x, w) y = Slice (a, s, t, u, v)", "float[1, 4]", "float[1, 4] w = {1, 2, 3, 4}, int64[1] s = {0}, int64[1] t = {2}, int64[1] u = {0}, int64[1] v = {2}", 2),
     ("y = Slice (x, s, t)", "float[N, 4]", "int64[1] s = {0}, int64[1] t = {1000000000}", 2),
+    ("a = Slice (x, s, t, s) y = Squeeze (a)", "float[N, M]", "int64[1] s = {0}, int64[1] t = {1}", 1),
+    ("a = Slice (x, s, t, s) y = Squeeze (a, t)", "float[N, 1]", "int64[1] s = {0}, int64[1] t = {1}", 1),
+    ("a = Slice (x, s, t, u) y = Squeeze (a, u)", "float[N, 1]", "int64[1] s = {-1}, int64[1] t = {0}, int64[1] u = {0}", 1),
+    ("a = Slice (x, s, t, s) b = Squeeze (a, s) c = Exp (a) y = Add (b, c)", "float[N, M]", "int64[1] s = {0}, int64[1] t = {1}", 2),
 ]  # fmt: skip
 
 

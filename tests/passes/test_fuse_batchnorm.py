@@ -326,6 +326,37 @@ def test_leaves_what_is_no_factor_per_channel(text: str) -> None:
     assert_unchanged(FuseAffine(), text)
 
 
+FORMULAS = [
+    "d = Div (x, q) e = Erf (d) a = Add (e, o) t = Mul (x, a) u = Mul (t, h) y = Gemm (u, w)",
+    "d = Mul (x, q) e = Tanh (d) a = Add (o, e) t = Mul (a, x) u = Mul (h, t) y = Gemm (u, w)",
+    "d = Sub (x, q) e = Sqrt (r) t = Div (d, e) u = Mul (t, s) v2 = Add (u, c) y = Gemm (v2, w)",
+    "d = Sub (x, q) e = Sqrt (r) t = Div (d, e) u = Mul (t, s) y = Gemm (u, w)",
+    "d = Sub (x, q) e = Sqrt (r) f = Reciprocal (e) t = Mul (d, f) u = Mul (t, s) y = Gemm (u, w)",
+]
+
+
+@pytest.mark.parametrize("body", FORMULAS)
+def test_leaves_formulas_that_runtimes_recognise(body: str) -> None:
+    text = matrix(
+        body, ", float q = {1.4142135}, float o = {1}, float h = {0.5}, float[3] s, float[3] c"
+    )
+    assert_unchanged(
+        FuseAffine(), text.replace("g (float[N, 3] x)", "g (float[N, 3] x, float[N, 1] r)")
+    )
+
+
+def test_looks_like_a_formula_but_is_none() -> None:
+    more = ", float[3] s, float h = {0.5}"
+    becomes(FuseAffine(), matrix("t = Mul (x, x) u = Mul (t, h) y = Gemm (u, w)", more), "Mul Gemm")
+    becomes(FuseAffine(), matrix("t = Add (x, x) u = Mul (t, s) y = Gemm (u, w)", more), "Add Gemm")
+    becomes(
+        FuseAffine(),
+        matrix("t = Exp (x) e = Add (t, t) a = Mul (e, t) u = Mul (a, s) y = Gemm (u, w)", more),
+        "Exp Add Mul Gemm",
+    )
+    becomes(FuseAffine(), matrix("t = Mul (x, s) u = Mul (t, h) y = Gemm (u, w)", more), "Gemm")
+
+
 def test_half_precision_and_unknown_ranks_stay() -> None:
     half = """g (float16[N, 2, 5, 5] x) => (float16[P, Q, R, S] y) <float16[4, 2, 1, 1] w, float16[4, 1, 1] s> {
         t = Conv (x, w) y = Mul (t, s) }"""

@@ -24,6 +24,7 @@ from onnxcomp_passes.simplify.support.noops import NOOPS
 from onnxcomp_passes.simplify.support.picks import (
     DropZeroStates,
     GatherFromConcat,
+    GatherOne,
     MergeSlices,
     SliceFromConcat,
 )
@@ -95,5 +96,6 @@ class EliminateIdentity(LocalPass):
             GatherFromConcat(),
             SliceFromConcat(),
             MergeSlices(),
+            GatherOne(),
             DropZeroStates(),
         )

@@ -28,6 +28,7 @@ from onnxcomp_passes.simplify.support.linear import (
     store,
     store_bias,
 )
+from onnxcomp_passes.simplify.support.patterns import completes_a_formula
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.facts import Facts
@@ -227,7 +228,7 @@ class FuseBefore:
         linear = linear_of(node, shapes)
         if linear is None or value is None or only_reader(value) is not node:
             return NOTHING
-        if attribute(node, "transA", 0) != 0:
+        if attribute(node, "transA", 0) != 0 or completes_a_formula(before):
             return NOTHING
         affine = affine_before(before, linear, shapes)
         if not isinstance(affine, Affine):

@@ -17,7 +17,7 @@ from onnxcomp.ir.ops import (
 )
 from onnxcomp.rules import NOTHING, Match
 from onnxcomp_passes.simplify.support.base import rewire, shapes_of, sweep
-from onnxcomp_passes.simplify.support.dims import normalized
+from onnxcomp_passes.simplify.support.dims import TO_THE_END, list_of, normalized
 from onnxcomp_passes.simplify.support.layouts import only_reads
 from onnxcomp_passes.simplify.support.noops import slice_ranges
 
@@ -150,6 +150,44 @@ class SliceFromConcat:
                 wish = f"{node.outputs[0].name}_{name}"
                 rewire(edit, node, index, edit.initializer(contents, name=wish, graph=node.graph))
         rewire(edit, node, 0, pick.source)
+
+
+class GatherOne:
+    """Slice of one element along an axis, and Squeeze of that axis, is Gather with a number."""
+
+    name = "slices of one element made a Gather"
+    ops = frozenset({"Squeeze"})
+
+    def match(self, node: ir.Node, facts: Facts) -> Match[tuple[int, int]] | Miss:
+        """Finds the axis and the index."""
+        inner = producer_of(node.inputs[0], "Slice")
+        if inner is None or not only_reads(node, inner):
+            return NOTHING
+        ranges, axes = slice_ranges(inner), list_of(node, "axes", 1)
+        if ranges is None or axes is None or len(ranges) != 1 or len(axes) != 1:
+            return NOTHING
+        axis, start, end, step = ranges[0]
+        both = normalized([axis, axes[0]], shapes_of(facts).rank(inner.inputs[0]))
+        one = end == start + 1 != 0 or (start == -1 and end >= TO_THE_END)
+        if both is None or both[0] != both[1] or step != 1 or not one:
+            return NOTHING
+        return Match(node, (both[0], start))
+
+    def apply(self, match: Match[tuple[int, int]], edit: Edit) -> None:
+        """Turns the Squeeze into the Gather."""
+        node, (axis, index) = match.node, match.found
+        inner = node.inputs[0].producer() if node.inputs[0] is not None else None
+        assert inner is not None
+        assert node.graph is not None
+        old = input_at(node, 1)
+        wish = f"{node.outputs[0].name}_index"
+        made = edit.initializer(np.array(index, np.int64), name=wish, graph=node.graph)
+        edit.set_operator(node, "Gather")
+        edit.set_attribute(node, "axes", None)
+        edit.set_attribute(node, "axis", axis)
+        edit.set_input(node, 1, made)
+        sweep(edit, old)
+        rewire(edit, node, 0, inner.inputs[0])
 
 
 class MergeSlices:
