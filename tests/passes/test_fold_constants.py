@@ -490,3 +490,65 @@ def test_channels_of_a_convolution_are_known_whatever_its_input() -> None:
             <float[1, 2, 1] w, int64 one = {1}, int64[1] shape = {1}, int64 y = {1}> {}
         """,
     )
+
+
+ATTENTION = """
+    g (float[B, S, 8] x, bool[B, S] mask) => (float[?, ?, 8] y)
+    <int64 zero = {0}, int64 one = {1}, int64[1] first = {0}, int64[2] heads = {2, 4},
+     int64[1] merged = {-1}, int64[2] middle = {1, 2}, int64[1] second = {1}> {
+      q = Tanh (x)
+      shape = Shape (q)
+      b = Gather (shape, zero)
+      s = Gather (shape, one)
+      b1 = Unsqueeze (b, first)
+      s1 = Unsqueeze (s, first)
+      split = Concat <axis = 0> (b1, s1, heads)
+      together = Concat <axis = 0> (b1, s1, merged)
+      p = Reshape (q, split)
+      l = Transpose <perm = [0, 2, 1, 3]> (p)
+      r = Transpose <perm = [0, 2, 3, 1]> (p)
+      scores = MatMul (l, r)
+      wide = Unsqueeze (mask, middle)
+      f = Cast <to = 1> (wide)
+      m = Add (scores, f)
+      a = Softmax (m)
+      o = MatMul (a, l)
+      t = Transpose <perm = [0, 2, 1, 3]> (o)
+      y = Reshape (t, together)
+    }
+"""
+
+
+def test_an_attention_block_needs_no_shape_arithmetic() -> None:
+    source = model(ATTENTION)
+    got, _ = run_pass(FOLD, source)
+    onnx.checker.check_model(got, full_check=True)
+    assert not {"Shape", "Gather", "Concat"} & {node.op_type for node in got.graph.node}
+    rng = np.random.default_rng(0)
+    for batch, length in [(1, 1), (1, 5), (3, 1), (2, 4)]:
+        feeds = {
+            "x": rng.normal(size=(batch, length, 8)).astype(np.float32),
+            "mask": rng.integers(0, 2, (batch, length)).astype(bool),
+        }
+        assert_same_numbers(source, got, feeds, rtol=1e-6, atol=1e-6)
+
+
+def test_a_size_that_becomes_zero_copies_another_one_and_is_not_taken_for_equal() -> None:
+    # With N = 0 the target reads [0, 4], which copies the 3 of `x`: the result has 3 rows, not N.
+    source = model(
+        """
+            g (float[3, 4] x, float[N] empty) => (int64[1] y)
+            <int64[1] four = {4}, int64[1] zero = {0}, int64[1] one = {1}> {
+              n = Shape (empty)
+              t = Concat <axis = 0> (n, four)
+              r = Reshape (x, t)
+              s = Shape (r)
+              rows = Slice (s, zero, one)
+              y = Sub (rows, n)
+            }
+        """
+    )
+    got, _ = run_pass(FOLD, source)
+    for rows in (0, 3):
+        feeds = {"x": np.ones((3, 4), np.float32), "empty": np.ones(rows, np.float32)}
+        assert_same_numbers(source, got, feeds, runtimes=("onnxruntime",))

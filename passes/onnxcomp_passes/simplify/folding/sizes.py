@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from onnxcomp.ir.ops import attribute, constant, input_at, integers
-from onnxcomp_passes.simplify.folding.vectors import Item, Vector
+from onnxcomp_passes.simplify.folding.vectors import Item, Size, Vector, certain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,14 +57,39 @@ def _joined(items: Sequence[Item]) -> Item:
     numbers = [item for item in others if isinstance(item, int)]
     if numbers:
         return numbers[0]
-    return others[0] if all(item == others[0] for item in others) else None
+    if any(item != others[0] for item in others):
+        return None
+    # Equal as declared; if one of them is in doubt, so is the result.
+    return next((item for item in others if not certain(item)), others[0])
 
 
 def _matmul(known: Known, node: ir.Node) -> Sizes | None:
     left, right = known.sizes(input_at(node, 0)), known.sizes(input_at(node, 1))
-    if left is None or right is None or len(left) < 2 or len(right) != 2:
+    if left is None or right is None or len(left) < 2 or len(right) < 2:
         return None
-    return (*left[:-1], right[1])
+    return (*_aligned(left[:-2], right[:-2]), left[-2], right[-1])
+
+
+def _aligned(first: Sizes, second: Sizes) -> Sizes:
+    rank = max(len(first), len(second))
+    rows = [(1,) * (rank - len(sizes)) + sizes for sizes in (first, second)]
+    return tuple(_joined(pair) for pair in zip(*rows, strict=True))
+
+
+def _expanded(known: Known, node: ir.Node) -> Sizes | None:
+    shape, target = known.sizes(input_at(node, 0)), known.vector(input_at(node, 1))
+    if shape is None or target is None or target.scalar:
+        return None
+    return _aligned(shape, target.items)
+
+
+def _counted(known: Known, node: ir.Node) -> Sizes | None:
+    start, limit, step = (known.vector(input_at(node, index)) for index in range(3))
+    if start is None or limit is None or step is None:
+        return None
+    if start.items != (0,) or step.items != (1,) or not isinstance(limit.items[0], Size):
+        return None
+    return limit.items
 
 
 def _gemm(known: Known, node: ir.Node) -> Sizes | None:
@@ -130,14 +155,33 @@ def _reshaped(known: Known, node: ir.Node) -> Sizes | None:
     result: list[Item] = []
     for place, item in enumerate(target.items):
         here = source[place] if source is not None and place < len(source) else None
-        if isinstance(item, int) and item > 0:
-            result.append(item)
-        elif (item == 0 and copies) or (item is not None and item == here and copies):
-            result.append(here)
+        if item == 0:
+            result.append(here if copies else 0)
+        elif isinstance(item, Size):
+            # If it turns out to be 0 it copies another size, unless that is the same one.
+            result.append(item if not copies or item == here else Size(item.of, certain=False))
         else:
-            # An open element may turn out to be 0, and then it copies another size.
-            result.append(None)
+            result.append(item if isinstance(item, int) and item > 0 else None)
+    if list(target.items).count(-1) == 1 and source is not None:
+        place = target.items.index(-1)
+        result[place] = _left_over(source, [*result[:place], *result[place + 1 :]])
     return tuple(result)
+
+
+def _left_over(source: Sizes, others: Sequence[Item]) -> Item:
+    """The size that is in the source but not among the other sizes of the result."""
+    rest = [item for item in source if item != 1]
+    for item in others:
+        if item is None:
+            return None
+        if item in rest:
+            rest.remove(item)
+        elif item != 1:
+            return None
+    if not rest:
+        return 1
+    only = rest[0] if len(rest) == 1 else None
+    return Size(only.of, certain=False) if isinstance(only, Size) else only
 
 
 def _gathered(known: Known, node: ir.Node) -> Sizes | None:
@@ -193,6 +237,8 @@ _RULES: dict[str, Callable[[Known, ir.Node], Sizes | None]] = {
     **dict.fromkeys(_BROADCASTING.split(), _broadcast),
     **dict.fromkeys(_REDUCING.split(), _reduced),
     "MatMul": _matmul,
+    "Expand": _expanded,
+    "Range": _counted,
     "Gemm": _gemm,
     "Transpose": _transposed,
     "Unsqueeze": _unsqueezed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -26,11 +26,12 @@ class Size:
     Attributes:
         of: What it is a size of; equal for sizes that are declared to be equal.
         certain: Whether equal sizes really are equal. A symbol that several inputs share is only a
-            declaration, and the runtime does not hold callers to it.
+            declaration, and the runtime does not hold callers to it; and what a Reshape makes of a
+            size of 0 is another size.
     """
 
     of: Hashable
-    certain: bool = True
+    certain: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def combine(operator: str, left: Item, right: Item) -> Item:
         return right
     if operator == "Mul" and 0 in (left, right):
         return 0
-    if left == right and certain(left):
+    if left == right and certain(left) and certain(right):
         if operator == "Sub":
             return 0
         if operator in {"Max", "Min"}:
@@ -160,7 +161,7 @@ def compare(operator: str, left: Item, right: Item) -> Item:
     if isinstance(left, int) and isinstance(right, int):
         found = {"Equal": left == right, "Greater": left > right, "Less": left < right}
         return int(found[operator])
-    if left is not None and left == right and certain(left):
+    if left is not None and left == right and certain(left) and certain(right):
         return int(operator == "Equal")
     if isinstance(left, Size) and isinstance(right, int) and right < 0:
         return int(operator == "Greater")
