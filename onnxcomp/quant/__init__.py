@@ -1,0 +1,1 @@
+"""Quantization: which tensor gets which numbers. Passes do the insertion."""

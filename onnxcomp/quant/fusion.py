@@ -1,0 +1,62 @@
+"""Checks a quantized model against the graph that the provider really runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnxcomp.quant.measure import labelled, node_of
+from onnxcomp.runtime import optimized_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx
+
+    from onnxcomp.ir import Model
+    from onnxcomp.quant.candidates import Candidate, Candidates
+    from onnxcomp.quant.plan import Plan
+
+_CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the provider made of a quantized model.
+
+    Attributes:
+        strays: Nodes that were planned in int8 and run in float, with the reason, by key.
+        conversions: Q and DQ nodes that run on their own.
+    """
+
+    strays: Mapping[str, str]
+    conversions: int
+
+
+def check_fusion(model: Model, plan: Plan, candidates: Candidates, provider: str) -> Check:
+    """Reads the provider's graph of a quantized model and compares it with the plan."""
+    copy, keys = labelled(model)
+    values = {value.name or "" for node in copy.graph for value in node.outputs}
+    graph = optimized_model(copy, provider=provider, weights=False).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    strays = {}
+    for node in graph.node:
+        key = node_of(node.name, list(node.output), keys, values)
+        if key in plan.nodes and (reason := _runs_in_float(node, candidates.found[key], makers)):
+            strays[key] = reason
+    conversions = sum(node.op_type in _CONVERSIONS for node in graph.node)
+    return Check(strays, conversions)
+
+
+def _runs_in_float(
+    node: onnx.NodeProto, candidate: Candidate, makers: Mapping[str, onnx.NodeProto]
+) -> str:
+    kind = candidate.node.op_type
+    if candidate.family.role == "follow":
+        maker = makers.get(node.input[0]) if node.input else None
+        if node.op_type == kind and maker is not None and maker.op_type == "DequantizeLinear":
+            return f"the provider runs {kind} behind a DequantizeLinear"
+        return ""
+    if node.op_type in {kind, f"Fused{kind}"}:
+        return f"the provider runs it as {node.op_type} in float"
+    return ""

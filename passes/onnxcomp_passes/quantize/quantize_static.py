@@ -1,0 +1,237 @@
+"""Static quantization."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, PositiveInt
+from typing_extensions import override
+
+from onnxcomp.analysis.shapes import Shapes
+from onnxcomp.errors import SamplesError
+from onnxcomp.ir.ops import subgraphs
+from onnxcomp.passbase import Context, NeedsSamples, Pass
+from onnxcomp.quant.calibrate import calibrate
+from onnxcomp.quant.candidates import Filter, find_candidates
+from onnxcomp.quant.fusion import check_fusion
+from onnxcomp.quant.regions import find_regions
+from onnxcomp.targets.features import saturates
+from onnxcomp_passes.quantize.insertion import Weights
+from onnxcomp_passes.quantize.opset import obstacle, raise_to_13
+from onnxcomp_passes.quantize.placing import HEAVY, choose_placement
+from onnxcomp_passes.quantize.trial import Bench, fidelities
+
+if TYPE_CHECKING:
+    from onnxcomp.ir import ir
+    from onnxcomp.quant.candidates import Candidate
+    from onnxcomp.quant.observers import Histogram, Method
+
+# Samples on which observers are compared.
+_JUDGED = 8
+_CHECKS = 6
+_QUANTIZED = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "ConvInteger",
+        "MatMulInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "DynamicQuantizeLSTM",
+        "DynamicQuantizeMatMul",
+        "MatMulNBits",
+    }
+)
+
+
+class QuantizeStatic(Pass):
+    """Computes in int8 what the target computes faster in int8.
+
+    Looks at activations on calibration samples, plans from the table of the target, finds out by
+    measurement which nodes are worth it, and writes QuantizeLinear/DequantizeLinear around them:
+    standard ONNX that every runtime understands. Then it reads the graph that the provider really runs
+    and takes back what did not become int8 there.
+
+        x -> Conv -> Relu -> y      x -> Q -> DQ -> Conv -> Relu -> Q -> DQ -> y
+              |                                      |
+              w (float)                              DQ <- w (int8, a scale for each channel)
+    """
+
+    name: ClassVar[str] = "quantize-static"
+    needs = (NeedsSamples(),)
+    codes: ClassVar[Mapping[str, str]] = {
+        "QNT101": "The model has quantized operators already; it was left as it is, because rounding twice "
+        "only loses. Start from the float model.",
+        "QNT102": "Per-channel Q/DQ needs opset 13, and an operator of this model means something else "
+        "there. Export the model with opset 13 or later.",
+        "QNT103": "The target has no int8 kernel for this form of the operator, or an option left it out.",
+        "QNT104": "The provider runs this node inside a fused float kernel, which Q/DQ would take apart.",
+        "QNT105": "Measured on the samples, the node costs less time in float than in int8 with the "
+        "conversions around it. Use placement=all to quantize it all the same.",
+        "QNT106": "The provider left this node in float although Q/DQ were around it, so these were "
+        "taken out again.",
+        "QNT107": "No placement was faster than float, so nothing was quantized. placement=all does it "
+        "all the same, for size.",
+        "QNT108": "Nodes in the bodies of If, Loop and Scan stay float.",
+        "QNT109": "This processor adds products of int8 numbers in 16 bits, which can overflow, so weights "
+        "have 7 bits. On one with VNNI give reduce-range=false.",
+        "QNT110": "The observer that came nearest to float on the samples was taken.",
+        "QNT111": "Nothing in the model can be computed in int8.",
+    }
+
+    observer: Literal["auto", "min-max", "percentile", "mse", "entropy"] = "auto"
+    """How ranges are chosen; `auto` takes what comes nearest to float on the samples."""
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    """Share of values that `percentile` keeps on each side."""
+    placement: Literal["measured", "all", "weighted"] = "measured"
+    """What is quantized: what measurably gains, all that can be, or Conv, Gemm and MatMul only."""
+    per_channel: bool = True
+    """One scale for each output channel of a weight instead of one for all."""
+    reduce_range: bool | None = None
+    """Weights of 7 bits; by default where the processor needs it."""
+    clip_weights: bool = False
+    """Choose weight scales by squared error instead of covering the largest weight."""
+    skip: tuple[str, ...] = ()
+    """Patterns for names of nodes or of their outputs to leave in float."""
+    skip_ops: tuple[str, ...] = ()
+    """Operators to leave in float."""
+    only: tuple[str, ...] = ()
+    """Operators to quantize, all others stay float."""
+    batch: PositiveInt = 1
+    """How many samples make one run when placements are measured."""
+
+    @override
+    def run(self, ctx: Context) -> None:
+        if self._is_hopeless(ctx):
+            return
+        mark = ctx.edit.mark()
+        raise_to_13(ctx.model, ctx.edit)
+        bench = self._bench(ctx)
+        keys = self._place(ctx, bench) if bench.candidates.found else frozenset()
+        method = self._observer(ctx, bench, keys)
+        keys = _checked(ctx, bench, keys, method)
+        if not keys:
+            if not bench.candidates.found:
+                ctx.skip("QNT111", None, "nothing can be computed in int8")
+            ctx.edit.rollback(mark)
+            return
+        bench.apply(bench.plan(keys), method)
+        ctx.edit.count("nodes in int8", len(keys))
+
+    def _is_hopeless(self, ctx: Context) -> bool:
+        for node in ctx.model.nodes():
+            if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear"):
+                ctx.skip("QNT101", node, "the model is quantized already and was left as it is")
+                return True
+        if reason := obstacle(ctx.model, ctx.facts.get(Shapes())):
+            ctx.skip("QNT102", None, reason, hint="export the model with opset 13 or later")
+            return True
+        inner = sum(1 for node in ctx.model.graph for body in subgraphs(node) for _ in body)
+        if inner:
+            ctx.skip("QNT108", None, f"{inner} nodes in bodies of If, Loop or Scan stay float")
+        return False
+
+    def _bench(self, ctx: Context) -> Bench:
+        model, target = ctx.model, ctx.target
+        options = Filter(self.skip, self.only, self.skip_ops)
+        shapes = ctx.facts.refresh(Shapes())
+        candidates = find_candidates(model.graph, target, shapes, options)
+        for node, reason in candidates.refused:
+            ctx.skip("QNT103", node, reason)
+        regions = find_regions(model, target.provider)
+        for key in list(candidates.found):
+            if key in regions.sealed:
+                node = candidates.found.pop(key).node
+                ctx.skip("QNT104", node, f"it is part of a fused {regions.sealed[key]}")
+        points = [v.name or "" for c in candidates for v in (*c.inputs, *c.points)]
+        sizes = {name: shapes.size(v) or 0 for name, v in _values(model.graph).items()}
+        seen = calibrate(
+            model,
+            list(dict.fromkeys(points)),
+            ctx.samples or (),
+            sizes=sizes,
+            threads=ctx.threads,
+            progress=ctx.progress,
+        )
+        for key in [c.key for c in candidates if not _is_seen(c, seen)]:
+            node = candidates.found.pop(key).node
+            ctx.skip("QNT103", node, "its activations are empty or not float32")
+        weights = Weights(self.per_channel, self._reduces_range(ctx), self.clip_weights)
+        return Bench(model, ctx.edit, target, candidates, regions, seen, weights, self.percentile)
+
+    def _reduces_range(self, ctx: Context) -> bool:
+        if self.reduce_range is not None:
+            return self.reduce_range
+        if saturates():
+            ctx.note("QNT109", None, "weights have 7 bits: this processor has no VNNI")
+            return True
+        return False
+
+    def _place(self, ctx: Context, bench: Bench) -> frozenset[str]:
+        everything = frozenset(bench.candidates.found)
+        if self.placement == "all":
+            return everything
+        if self.placement == "weighted":
+            return frozenset(c.key for c in bench.candidates if c.family.name in HEAVY)
+        choice = choose_placement(
+            bench, self._feeds(ctx), threads=ctx.threads, progress=ctx.progress
+        )
+        if not choice.keys:
+            fastest = min((ratio for _, ratio in choice.tried), default=1.0)
+            ctx.skip("QNT107", None, f"the fastest int8 model took {fastest:.2f} times as long")
+        for key in sorted(everything - choice.keys):
+            ctx.skip("QNT105", bench.candidates.found[key].node, "measured: no gain in int8")
+        return choice.keys
+
+    def _feeds(self, ctx: Context) -> Mapping[str, np.ndarray]:
+        """A run's worth of samples."""
+        if ctx.samples is None:
+            raise SamplesError("no samples")
+        some = list(itertools.islice(ctx.samples, self.batch))
+        if len(some) == 1:
+            return some[0]
+        return {name: np.concatenate([feed[name] for feed in some]) for name in some[0]}
+
+    def _observer(self, ctx: Context, bench: Bench, keys: frozenset[str]) -> Method:
+        if self.observer != "auto":
+            return self.observer
+        if not keys or ctx.samples is None:
+            return "min-max"
+        methods: tuple[Method, ...] = ("min-max", "mse", "percentile")
+        samples = list(itertools.islice(ctx.samples, _JUDGED))
+        found = fidelities(bench, bench.plan(keys), methods, samples, ctx.threads)
+        best = max(found, key=lambda method: found[method])
+        each = ", ".join(f"{method} {decibel:.1f} dB" for method, decibel in found.items())
+        ctx.note("QNT110", None, f"observer {best} ({each})")
+        return best
+
+
+def _checked(ctx: Context, bench: Bench, keys: frozenset[str], method: Method) -> frozenset[str]:
+    """Takes nodes back that the provider leaves in float, until there are none."""
+    for _ in range(_CHECKS):
+        if not keys:
+            break
+        plan = bench.plan(keys)
+        with bench.applied(plan, method) as model:
+            check = check_fusion(model, plan, bench.candidates, bench.target.provider)
+        if not check.strays:
+            break
+        for key, reason in sorted(check.strays.items()):
+            ctx.skip("QNT106", bench.candidates.found[key].node, reason)
+        keys -= frozenset(check.strays)
+    return keys
+
+
+def _values(graph: ir.Graph) -> dict[str, ir.Value]:
+    made = (value for node in graph for value in node.outputs)
+    return {value.name or "": value for value in (*graph.inputs, *made)}
+
+
+def _is_seen(candidate: Candidate, seen: Mapping[str, Histogram]) -> bool:
+    values = (*candidate.inputs, *candidate.points)
+    found = (seen.get(value.name or "") for value in values)
+    return all(histogram is not None and histogram.count > 0 for histogram in found)
