@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
@@ -31,15 +32,25 @@ def opset_floor(model: Model) -> int:
     return min(found, default=0)
 
 
+@dataclass(frozen=True)
+class OpsetFloor:
+    """The oldest version of ONNX's own operators that any scope uses."""
+
+    def compute(self, model: Model, facts: Facts) -> int:
+        """Looks it up."""
+        del facts
+        return opset_floor(model)
+
+
 class LocalPass(RulePass):
     """A pass of local rules for models of a minimum opset."""
 
     minimum_opset: ClassVar[int] = OLDEST_OPSET
-    preserves = frozenset({Shapes})
+    preserves = frozenset({Shapes, OpsetFloor})
 
     @override
     def run(self, ctx: Context) -> None:
-        if opset_floor(ctx.model) >= self.minimum_opset:
+        if ctx.facts.get(OpsetFloor()) >= self.minimum_opset:
             super().run(ctx)
 
 
