@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # Folding first: it makes shapes and parameters constant for all others. Dead code last in a round.
 SIMPLIFY = (
     "eliminate-dead,"
-    "fixpoint(fold-constants,eliminate-identity,fuse-batchnorm,share-common,eliminate-dead)"
+    "fixpoint(fold-constants,inline-branches,eliminate-identity,fuse-batchnorm,fuse-pad,fuse-affine,"
+    "fuse-bias,share-common,eliminate-dead)"
 )
 
 

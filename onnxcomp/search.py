@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from onnxcomp.analysis.sensitivity import node_noise
+from onnxcomp.analysis.sensitivity import most_harmful, node_damage, quantized_nodes
 from onnxcomp.bench import Limits, measure
 from onnxcomp.compare import Reference
 from onnxcomp.diagnostics import Diagnostic, Location, Severity
@@ -19,23 +20,28 @@ from onnxcomp.runtime import Session
 from onnxcomp.stages import stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from onnxcomp.analysis.sensitivity import NodeDamage
     from onnxcomp.bench import Benchmark, Timing
     from onnxcomp.ir import Model
     from onnxcomp.metrics import Metric, Score
-    from onnxcomp.passbase import Outcome, Progress
+    from onnxcomp.passbase import Outcome, Progress, Task
     from onnxcomp.samples import Samples
 
 # A model that is this much slower than another one may only look so.
 NOISE = 0.02
-# Shares of the quantized nodes that are given back to float, in turn, when quality suffers.
-GIVEN_BACK = (0.03, 0.1, 0.2, 0.4)
+# When quality suffers, the nodes that cause these shares of the damage go back to float, in turn.
+GIVEN_BACK = (0.3, 0.6, 0.85, 0.97)
+DAMAGE_SECONDS = 30.0
 NOISE_SAMPLES = 8
 LATENCY_SAMPLES = 4
 # What is tried, in this order; each is an option set of quantize-static.
-VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (("int8", {}),)
+VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("int8", {}),
+    ("int8 everywhere", {"placement": "all"}),
+)
 
 
 @dataclass(frozen=True)
@@ -161,10 +167,15 @@ class Search:
             return
         best = min(built, key=lambda trial: trial.drop)
         options = dict(VARIANTS)[best.label]
+        damages = self._damages(simplified, best)
+        known: set[str] = set()
         for share in GIVEN_BACK[: self.options.trials - len(built)]:
-            skip = self._worst_nodes(simplified, best, share)
-            label = f"{best.label}, {len(skip)} nodes in float"
-            made = self._quantize(simplified, label, {**options, "skip": skip}) if skip else None
+            names = most_harmful(damages, share)
+            if not names or set(names) == known:
+                continue
+            known = set(names)
+            label = f"{best.label}, {len(names)} nodes in float"
+            made = self._quantize(simplified, label, _without(simplified, best, names, options))
             if made is None:
                 return
             yield made
@@ -195,16 +206,19 @@ class Search:
             )
             return None
 
-    def _worst_nodes(self, simplified: Trial, trial: Trial, share: float) -> list[str]:
-        with stage("looking for the nodes that hurt"):
-            ranked = node_noise(
+    def _damages(self, simplified: Trial, trial: Trial) -> list[NodeDamage]:
+        with (
+            stage("looking for the nodes that hurt"),
+            self.progress(1.0, "looking for the nodes that hurt") as task,
+        ):
+            return node_damage(
                 simplified.model,
                 trial.model,
                 self.calibration.take(NOISE_SAMPLES),
                 threads=self.options.threads,
+                seconds=DAMAGE_SECONDS,
+                progress=_follow(task),
             )
-        count = max(1, round(share * len(ranked)))
-        return [noise.name for noise in ranked[:count] if noise.name and noise.added > 0]
 
     def _judge(self, label: str, pipeline: str, model: Model, outcomes: Sequence[Outcome]) -> Trial:
         with (
@@ -246,20 +260,13 @@ class Search:
         self, models: Mapping[str, Model | Path], feeds: Sequence[Mapping[str, Any]]
     ) -> Benchmark:
         with self.progress(1.0, "measuring latency") as task:
-            done = 0.0
-
-            def advance(share: float) -> None:
-                nonlocal done
-                task.advance(share - done)
-                done = share
-
             return measure(
                 models,
                 feeds,
                 provider=self.options.provider,
                 threads=self.options.threads,
                 limits=Limits(seconds=self.options.seconds, seed=self.options.seed),
-                progress=advance,
+                progress=_follow(task),
                 memory=self.options.memory,
             )
 
@@ -269,6 +276,27 @@ class Search:
         fastest = min(trial.ratio for trial in possible)
         near = [trial for trial in possible if trial.ratio <= fastest * (1 + NOISE)]
         return min(near, key=lambda trial: (trial.model.nbytes, trial.drop))
+
+
+def _follow(task: Task) -> Callable[[float], None]:
+    """Turns shares of the whole into steps."""
+    done = 0.0
+
+    def advance(share: float) -> None:
+        nonlocal done
+        task.advance(share - done)
+        done = share
+
+    return advance
+
+
+def _without(
+    simplified: Trial, best: Trial, names: Sequence[str], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Options that quantize what `best` did except some nodes, without measuring it all again."""
+    kept = {node.name for node in quantized_nodes(best.model)} - set(names)
+    others = [node.name for node in simplified.model.graph if node.name and node.name not in kept]
+    return {**options, "placement": "all", "skip": [glob.escape(name) for name in others]}
 
 
 def explained(chosen: Trial, trials: Sequence[Trial]) -> list[Diagnostic]:

@@ -1,135 +1,152 @@
-"""Which nodes of a quantized model add the noise."""
+"""Which nodes of a quantized model do the damage."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxcomp.compare import Reference, compare
+from onnxcomp.ir import Edit
+from onnxcomp.ir.ops import constant
 from onnxcomp.runtime import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from onnxcomp.ir import Model, ir
 
-# Errors spread downstream; a node counts as a source only for what it adds to its inputs' noise.
-_TINY = 1e-30
+ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 @dataclass(frozen=True)
-class NodeNoise:
-    """How much noise a node adds.
+class NodeDamage:
+    """What the outputs gain when one node computes in float again.
 
     Attributes:
         name: The node.
         op_type: Its operator.
-        noise: Power of the error of its output relative to the output's power.
-        added: The part of it that its inputs do not have already.
+        noise: Noise of the outputs relative to their power with this node in float, all others as
+            they are.
+        gain: By how much that is less than with all nodes quantized; negative when errors had
+            cancelled.
     """
 
     name: str
     op_type: str
     noise: float
-    added: float
+    gain: float
 
 
-def node_noise(
+def node_damage(
     original: Model,
     quantized: Model,
     samples: Iterable[Mapping[str, np.ndarray]],
     *,
     threads: int = 0,
-) -> list[NodeNoise]:
-    """Compares every activation that two models share, and ranks the nodes by what they add.
-
-    Both models run with the runtime's rewrites off, so that the values keep their names; a
-    quantized value is looked at before it is rounded itself.
+    seconds: float = 30.0,
+    progress: Callable[[float], None] | None = None,
+) -> list[NodeDamage]:
+    """Gives each quantized node its float weights and inputs back, one at a time, and looks at the outputs.
 
     Args:
-        original: The float model.
-        quantized: The model made from it; nodes and values keep their names.
+        original: The float model; nodes have the same names as in the quantized one.
+        quantized: The model made from it; not changed.
         samples: A few feeds.
         threads: Threads of a session.
+        seconds: When to stop; nodes that were not reached are left out.
+        progress: Called with the share that is done.
 
     Returns:
-        The nodes of the main graph whose inputs are quantized, the noisiest first.
+        Nodes of the main graph, the one whose return helps most first.
     """
-    nodes = _quantized_nodes(quantized)
-    shared = _shared_names(original, quantized)
-    wanted = {value.name for node in nodes for value in (*node.outputs, *_sources(node))}
-    taps = sorted(name for name in wanted & shared if name)
-    ratios = _noise_ratios(original, quantized, taps, samples, threads)
-    found = []
-    for node in nodes:
-        noise = ratios.get(node.outputs[0].name or "", 0.0)
-        before = max((ratios.get(value.name or "", 0.0) for value in _sources(node)), default=0.0)
-        found.append(NodeNoise(node.name or "", node.op_type, noise, max(noise - before, 0.0)))
-    return sorted(found, key=lambda each: (-each.added, each.name))
+    work = quantized.copy()
+    floats = {node.name: node for node in original.graph if node.name}
+    nodes = [node for node in quantized_nodes(work) if node.name in floats]
+    found: list[NodeDamage] = []
+    with Session.open(original, threads=threads) as session:
+        reference = Reference(session, list(samples))
+        everything = output_noise(reference, work, threads)
+        end = time.monotonic() + seconds
+        for index, node in enumerate(nodes):
+            name = node.name or ""
+            if time.monotonic() > end:
+                break
+            noise = _noise_without(work, node, floats[name], reference, threads)
+            found.append(NodeDamage(name, node.op_type, noise, everything - noise))
+            if progress is not None:
+                progress((index + 1) / len(nodes))
+    return sorted(found, key=lambda each: (-each.gain, each.name))
 
 
-def _quantized_nodes(model: Model) -> list[ir.Node]:
+def output_noise(reference: Reference, model: Model, threads: int) -> float:
+    """Returns the power of the error of the worst output relative to its signal."""
+    with Session.open(model, threads=threads) as session:
+        worst = compare(reference, session).worst("sqnr_db")
+    return 0.0 if worst is None else float(10 ** (-worst / 10))
+
+
+def quantized_nodes(model: Model) -> list[ir.Node]:
+    """Returns the nodes of the main graph that read dequantized values, in order."""
     return [
         node
         for node in model.graph
-        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"} and any(_dequantized(node))
+        if node.op_type not in ROUNDING and any(_rounding(value) for value in node.inputs)
     ]
 
 
-def _dequantized(node: ir.Node) -> list[ir.Node]:
-    makers = [value.producer() for value in node.inputs if value is not None]
-    return [maker for maker in makers if maker is not None and maker.op_type == "DequantizeLinear"]
+def _noise_without(
+    work: Model, node: ir.Node, float_node: ir.Node, reference: Reference, threads: int
+) -> float:
+    edit = Edit(work)
+    edit.begin()
+    for index, value in enumerate(node.inputs):
+        exact = _exact(work, edit, value, _input(float_node, index))
+        if exact is not None:
+            edit.set_input(node, index, exact)
+    noise = output_noise(reference, work, threads)
+    edit.rollback()
+    return noise
 
 
-def _sources(node: ir.Node) -> list[ir.Value]:
-    """The values that the activations of a node had before they were rounded."""
-    found = []
-    for maker in _dequantized(node):
-        numbers = maker.inputs[0]
-        rounding = numbers.producer() if numbers is not None else None
-        if rounding is not None and rounding.op_type == "QuantizeLinear" and rounding.inputs[0]:
-            found.append(rounding.inputs[0])
-    return found
+def _exact(
+    work: Model, edit: Edit, value: ir.Value | None, float_value: ir.Value | None
+) -> ir.Value | None:
+    """What a node would read without the rounding of an input; None where nothing is rounded."""
+    rounding = _rounding(value)
+    if rounding is None:
+        return None
+    numbers = rounding.inputs[0]
+    maker = None if numbers is None else numbers.producer()
+    if maker is not None and maker.op_type == "QuantizeLinear":
+        return maker.inputs[0]
+    tensor = constant(float_value)
+    if tensor is None:
+        return None
+    array = np.asarray(tensor.numpy())
+    return edit.initializer(array, name="exact", graph=work.graph)
 
 
-def _shared_names(original: Model, quantized: Model) -> set[str]:
-    names = [
-        {value.name for node in model.graph for value in node.outputs if value.name}
-        for model in (original, quantized)
-    ]
-    return names[0] & names[1]
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
 
 
-def _noise_ratios(
-    original: Model,
-    quantized: Model,
-    taps: Sequence[str],
-    samples: Iterable[Mapping[str, np.ndarray]],
-    threads: int,
-) -> dict[str, float]:
-    outputs = {value.name for value in original.graph.outputs}
-    extra = [name for name in taps if name not in outputs]
-    signal = dict.fromkeys(taps, 0.0)
-    error = dict.fromkeys(taps, 0.0)
-    with (
-        Session.open(original, threads=threads, optimization="disable", outputs=extra) as clean,
-        Session.open(quantized, threads=threads, optimization="disable", outputs=extra) as noisy,
-    ):
-        for feeds in samples:
-            expected, actual = clean.run(feeds), noisy.run(feeds)
-            for name in taps:
-                _add(signal, error, name, expected.get(name), actual.get(name))
-    return {name: error[name] / max(signal[name], _TINY) for name in taps}
+def _rounding(value: ir.Value | None) -> ir.Node | None:
+    maker = None if value is None else value.producer()
+    return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
 
 
-def _add(
-    signal: dict[str, float], error: dict[str, float], name: str, expected: object, actual: object
-) -> None:
-    if not isinstance(expected, np.ndarray) or expected.dtype.kind != "f":
-        return
-    if not isinstance(actual, np.ndarray) or actual.shape != expected.shape:
-        return
-    exact = expected.astype(np.float64)
-    signal[name] += float((exact**2).sum())
-    error[name] += float(((actual - exact) ** 2).sum())
+def most_harmful(damages: Sequence[NodeDamage], share: float) -> list[str]:
+    """Returns the nodes that together account for a share of all the gain there is."""
+    helpful = [damage for damage in damages if damage.gain > 0]
+    total = sum(damage.gain for damage in helpful)
+    names: list[str] = []
+    reached = 0.0
+    for damage in helpful:
+        if reached >= share * total:
+            break
+        names.append(damage.name)
+        reached += damage.gain
+    return names

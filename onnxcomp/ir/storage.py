@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
 from onnxcomp.errors import ModelError, UserError, quoted
 from onnxcomp.ir import envelope
@@ -87,8 +88,10 @@ def reference(
 
 def named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
     """Returns a tensor under a name: it is written under its own, so a shared one gets a second face."""
-    if tensor.name in (None, "", name):
-        tensor.name = name
+    if tensor.name == name:
+        return tensor
+    if not tensor.name and isinstance(tensor, ir.Tensor):
+        tensor.name = name  # made here; others may belong to the caller's protobuf
         return tensor
     if isinstance(tensor, ir.ExternalTensor):
         return ir.ExternalTensor(
@@ -118,7 +121,7 @@ def save(model: Model, path: Path, *, in_place: bool, external: bool | None) -> 
 def _serialized(model: Model) -> bytes:
     try:
         data: bytes = model.to_proto().SerializeToString()
-    except (ValueError, onnx.checker.ValidationError) as error:  # upb: message above 2 GiB
+    except (EncodeError, ValueError) as error:  # upb: message above 2 GiB
         raise UserError("the model is above 2 GiB", hint="save it with external data") from error
     return data
 
