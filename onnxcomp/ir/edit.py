@@ -361,7 +361,9 @@ class Edit:
 
     def _set_declared(self, value: ir.Value, like: ir.Value) -> None:
         before = (value.type, value.shape, value.doc_string, dict(value.metadata_props))
-        value.type, value.shape = like.type or value.type, like.shape or value.shape
+        # The shape of a scalar is empty, which does not mean that there is none.
+        value.type = value.type if like.type is None else like.type
+        value.shape = value.shape if like.shape is None else like.shape
         value.doc_string = like.doc_string or value.doc_string
         value.metadata_props.update(like.metadata_props)
 

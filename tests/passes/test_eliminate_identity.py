@@ -669,3 +669,12 @@ def test_parts_of_a_concat_bound_by_a_caller_stay() -> None:
           c = Concat <axis = 0> (a, a) b = Gather <axis: int = @p> (c, i) }"""
     assert_unchanged(PASS, text)
     assert_unchanged(PASS, text.replace("axis = 0", "axis: int = @p"))
+
+
+def test_a_scalar_output_keeps_its_shape() -> None:
+    assert_rewrites(
+        PASS,
+        before="g (float[] x) => (float y) { a = ReduceSum <keepdims = 0> (x) y = Identity (a) }",
+        after="g (float[] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }",
+        feeds=[{"x": np.ones(3, np.float32)}],
+    )
