@@ -674,7 +674,7 @@ def test_parts_of_a_concat_bound_by_a_caller_stay() -> None:
 def test_a_scalar_output_keeps_its_shape() -> None:
     assert_rewrites(
         PASS,
-        before="g (float[] x) => (float y) { a = ReduceSum <keepdims = 0> (x) y = Identity (a) }",
-        after="g (float[] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }",
+        before="g (float[N] x) => (float y) { a = ReduceSum <keepdims = 0> (x) y = Identity (a) }",
+        after="g (float[N] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }",
         feeds=[{"x": np.ones(3, np.float32)}],
     )
