@@ -45,7 +45,6 @@ OUTCOMES = (
     "crashed",
 )
 BAD = ("wrong", "error", "crashed")
-RECIPE = "fold-constants,eliminate-identity,fuse-batchnorm,share-common,eliminate-dead"
 BATCH = 100
 BATCH_SECONDS = 900
 
@@ -182,10 +181,11 @@ def _light_case(path: Path) -> Case:
 
 
 def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The lossless recipe, in-process."""
+    """The recipe of `optimize`, in-process, without the comparison that would take a wrong pass back."""
+    from onnxcomp.optimization import SIMPLIFY
     from onnxcomp.pipeline import Pipeline
 
-    return Pipeline.parse(RECIPE).run(model).model.to_proto()
+    return Pipeline.parse(SIMPLIFY).run(model).model.to_proto()
 
 
 def judge(case: Case) -> Row:
