@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from onnxcomp.analysis.propagation import infer_shapes
 from onnxcomp.ir.backend import ir
 from onnxcomp.ir.model import shape_of
 from onnxcomp.ir.ops import constant
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
     from onnxcomp.analysis.facts import Facts
     from onnxcomp.ir import Model
     from onnxcomp.signature import Shape
-
-
-# How long a shape vector is taken to be when nothing is known, and how long one may get.
-_USUAL_RANK = 8
-_MAX_PROPAGATED = 1 << 16
 
 
 class ShapeMap:
@@ -89,32 +85,12 @@ class Shapes:
         symbols = _undeclare(proto)
         result = ShapeMap()
         try:
-            inferred = onnx.shape_inference.infer_shapes(
-                proto, data_prop=is_propagation_bounded(proto)
-            )
+            inferred = infer_shapes(proto)
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             inferred = proto
         for graph, graph_proto in zip(ir_graphs(model.core), proto_graphs(inferred), strict=True):
             _read(result, graph, graph_proto, symbols)
         return result
-
-
-def is_propagation_bounded(proto: onnx.ModelProto) -> bool:
-    """Whether following the contents of shape vectors stays small.
-
-    onnx copies them element by element at every Concat along axis 0: a chain that doubles takes
-    memory without bound.
-    """
-    lengths: dict[str, int] = {}
-    for graph in proto_graphs(proto):
-        for node in graph.node:
-            if node.op_type != "Concat" or any(attr.i for attr in node.attribute):
-                continue
-            length = sum(lengths.get(name, _USUAL_RANK) for name in node.input)
-            if length > _MAX_PROPAGATED:
-                return False
-            lengths[node.output[0]] = length
-    return True
 
 
 def _undeclare(proto: onnx.ModelProto) -> set[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import onnx
 from typing_extensions import override
 
-from onnxcomp.analysis.shapes import is_propagation_bounded
+from onnxcomp.analysis.propagation import infer_shapes
 from onnxcomp.ir import ir
 from onnxcomp.ir.envelope import SPARSE_INITIALIZERS
 from onnxcomp.ir.ops import array, attribute, is_op
@@ -62,9 +62,8 @@ def _inline_all(ctx: Context) -> None:
 def _contradiction(model: Model) -> str:
     """What strict inference, which runtimes do when they load a model, finds wrong; else empty."""
     proto = model.to_proto(weights=False)
-    follow = is_propagation_bounded(proto)
     try:
-        onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=follow)
+        infer_shapes(proto, strict=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         return str(error).strip().splitlines()[0][:200]
     return ""
