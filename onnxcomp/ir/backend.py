@@ -8,6 +8,7 @@ two modules are loaded only when somebody really uses them.
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -41,5 +42,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 else:
     ir = sys.modules.get("onnx_ir") or _import_onnx_ir()
+
+# onnx-ir warns of values that it cannot find: those of sparse initializers, which we carry ourselves.
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
 __all__ = ["ir"]
