@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 
 from onnxcomp.ir.ops import attribute, standard_op
+from onnxcomp.runtime import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from onnxcomp.analysis.shapes import ShapeMap
     from onnxcomp.ir import Edit, Model, ir
@@ -155,8 +156,13 @@ VERSION = 13
 _OLDEST = 7
 
 
-def obstacle(model: Model, shapes: ShapeMap) -> str:
-    """Returns why a model cannot be brought to opset 13 without a change of meaning, empty when it can."""
+def obstacle(model: Model, ranks: Mapping[str, int]) -> str:
+    """Returns why a model cannot be brought to opset 13 without a change of meaning, empty when it can.
+
+    Args:
+        model: The model.
+        ranks: Number of dimensions of the values in question, from `find_ranks`.
+    """
     if model.opset >= VERSION:
         return ""
     if model.opset < _OLDEST:
@@ -164,9 +170,24 @@ def obstacle(model: Model, shapes: ShapeMap) -> str:
     if model.core.functions:
         return "it has local functions"
     for node in model.nodes():
-        if reason := _obstacle(node, model.opset, shapes):
+        if reason := _obstacle(node, model.opset, ranks):
             return reason
     return ""
+
+
+def find_ranks(model: Model, shapes: ShapeMap, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Returns the number of dimensions of what Softmax makes: inferred, or seen in a run."""
+    if model.opset >= VERSION:
+        return {}
+    values = [n.outputs[0] for n in model.nodes() if standard_op(n) in _LAST_AXIS]
+    found = {v.name or "": rank for v in values if (rank := shapes.rank(v)) is not None}
+    unknown = [v for v in values if v.name and v.name not in found and v.graph is model.graph]
+    if unknown:
+        taps = [v.name or "" for v in unknown if not v.is_graph_output()]
+        with Session.open(model, outputs=taps, optimization="disable") as session:
+            outputs = session.run(feeds)
+        found.update({v.name or "": np.ndim(outputs[v.name]) for v in unknown if v.name})
+    return found
 
 
 def raise_to_13(model: Model, edit: Edit) -> None:
@@ -179,12 +200,12 @@ def raise_to_13(model: Model, edit: Edit) -> None:
     edit.raise_opset(VERSION)
 
 
-def _obstacle(node: ir.Node, version: int, shapes: ShapeMap) -> str:
+def _obstacle(node: ir.Node, version: int, ranks: Mapping[str, int]) -> str:
     name = standard_op(node)
     if name is None or not _is_changed(name, version):
         return ""
     if name in _LAST_AXIS:
-        return "" if _is_last_axis(node, shapes) else f"{name} over more than its last axis"
+        return "" if _is_last_axis(node, ranks) else f"{name} over more than its last axis"
     if name in _REWRITES:
         return ""
     if name not in _COMPATIBLE or version < _CHANGED_AT.get(name, 0):
@@ -201,9 +222,9 @@ def _is_changed(name: str, version: int) -> bool:
     return bool(new.deprecated or old.since_version != new.since_version)
 
 
-def _is_last_axis(node: ir.Node, shapes: ShapeMap) -> bool:
+def _is_last_axis(node: ir.Node, ranks: Mapping[str, int]) -> bool:
     """Whether the old Softmax, which flattens from `axis` on, is the new one over the last axis."""
-    axis, rank = attribute(node, "axis", 1), shapes.rank(node.inputs[0])
+    axis, rank = attribute(node, "axis", 1), ranks.get(node.outputs[0].name or "")
     return axis == -1 or (rank is not None and axis == rank - 1)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from onnxcomp.bench import Limits, measure
 from onnxcomp.quant.measure import NodeTimes, measure_nodes
 from onnxcomp.quant.placement import Placement
+from onnxcomp.runtime import Session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,99 +19,141 @@ if TYPE_CHECKING:
     from onnxcomp.passbase import Progress
     from onnxcomp_passes.quantize.trial import Bench
 
+    Keys = frozenset[str]
+
+HEAVY = frozenset({"conv", "gemm", "matmul"})
+# Factors on the cost of conversions: more makes fewer, larger islands of int8.
 _WEIGHTS = (1.0, 2.0)
-_ROUNDS = 3
+_REFINEMENTS = 3
+# Placements that are timed as whole models in the end.
+_FINALISTS = 5
 _SECONDS = 3.0
 # A placement must be this much faster to be taken instead of one with fewer int8 nodes.
 _MARGIN = 0.98
-HEAVY = frozenset({"conv", "gemm", "matmul"})
+_PROFILE_SECONDS, _MOST_RUNS, _FEWEST_RUNS = 0.5, 20, 4
 
 
-@dataclass
+@dataclass(frozen=True)
 class Choice:
     """What was found.
 
     Attributes:
         keys: Nodes to compute in int8.
         ratio: Its time relative to float.
-        tried: Time relative to float of every placement tried, by number of nodes.
+        tried: Time relative to float of the finalists.
     """
 
-    keys: frozenset[str]
+    keys: Keys
     ratio: float
-    tried: list[tuple[int, float]]
+    tried: Mapping[Keys, float]
 
 
-def choose_placement(
-    bench: Bench, feeds: Mapping[str, np.ndarray], *, threads: int, progress: Progress
-) -> Choice:
-    """Measures float against int8 for each node and whole models against each other.
+@dataclass
+class PlacementSearch:
+    """Measures float against int8 for each node, and whole models against each other.
 
-    Args:
+    Attributes:
         bench: The model.
         feeds: A sample to measure on.
         threads: Threads to measure with.
         progress: Progress bars.
     """
-    everything = frozenset(bench.candidates.found)
-    heavy = frozenset(c.key for c in bench.candidates if c.family.name in HEAVY)
-    placements = {everything: 0.0, heavy: 0.0}
-    with progress(2 + len(_WEIGHTS) * _ROUNDS + 1, "measuring placements") as task:
-        in_float = _measured(bench, frozenset(), feeds, threads)
-        task.advance()
-        in_int8 = _measured(bench, everything, feeds, threads)
-        task.advance()
-        for weight in _WEIGHTS:
-            for keys in _refined(bench, feeds, in_float, in_int8, weight, threads):
-                placements[keys] = 0.0
-                task.advance()
-        placements.pop(frozenset(), None)
-        ratios = _compared(bench, list(placements), feeds, threads)
-        task.advance()
-    tried = [(len(keys), ratio) for keys, ratio in ratios.items()]
-    best: tuple[frozenset[str], float] = (frozenset(), 1.0)
-    for keys, ratio in sorted(ratios.items(), key=lambda item: len(item[0])):
-        if ratio < best[1] * _MARGIN:
-            best = (keys, ratio)
-    return Choice(*best, tried)
+
+    bench: Bench
+    feeds: Mapping[str, np.ndarray]
+    threads: int
+    progress: Progress
+    _runs: int = _MOST_RUNS
+    _totals: dict[Keys, float] = field(default_factory=dict)
+
+    def run(self) -> Choice:
+        """Returns the fastest placement found; no nodes when none is faster than float."""
+        self._runs = self._affordable_runs()
+        everything = frozenset(self.bench.candidates.found)
+        heavy = frozenset(c.key for c in self.bench.candidates if c.family.name in HEAVY)
+        with self.progress(4 + len(_WEIGHTS) * _REFINEMENTS, "measuring placements") as task:
+            in_float = self._measured(frozenset())
+            task.advance()
+            in_int8 = self._measured(everything)
+            task.advance()
+            if heavy and heavy != everything:
+                self._measured(heavy)
+            task.advance()
+            for weight in _WEIGHTS:
+                self._refine(in_float, in_int8, weight)
+                task.advance(_REFINEMENTS)
+            ratios = self._compared()
+            task.advance()
+        return _chosen(ratios)
+
+    def _affordable_runs(self) -> int:
+        """How often a model is run for its profile."""
+        provider = self.bench.target.provider
+        with Session.open(self.bench.model, provider=provider, threads=self.threads) as session:
+            call = session.prepare(self.feeds)
+            start = time.perf_counter()
+            call()
+            once = time.perf_counter() - start
+        return int(min(max(_PROFILE_SECONDS / max(once, 1e-6), _FEWEST_RUNS), _MOST_RUNS))
+
+    def _refine(self, in_float: NodeTimes, in_int8: NodeTimes, weight: float) -> None:
+        """Solves, measures what came out, and solves again with the times that nodes have in it.
+
+        A kernel may cost something else among float neighbours than among int8 ones: a u8 MaxPool is
+        thirty times slower in the layout of float convolutions.
+        """
+        bench = self.bench
+        sizes = {name: found.elements for name, found in bench.seen.items()}
+        problem = Placement(
+            bench.model.graph,
+            bench.candidates,
+            bench.regions,
+            bench.target,
+            in_float,
+            in_int8,
+            sizes,
+        )
+        for _ in range(_REFINEMENTS):
+            keys = frozenset(problem.solve(weight))
+            if keys in self._totals:
+                break
+            problem = _updated(problem, keys, self._measured(keys))
+
+    def _measured(self, keys: Keys) -> NodeTimes:
+        bench = self.bench
+        with bench.applied(bench.plan(keys)) as model:
+            times = measure_nodes(
+                model,
+                self.feeds,
+                provider=bench.target.provider,
+                threads=self.threads,
+                rounds=self._runs,
+            )
+        self._totals[keys] = times.total
+        return times
+
+    def _compared(self) -> dict[Keys, float]:
+        """Times the most promising placements in turns; returns the median of the ratio to float."""
+        promising = sorted((keys for keys in self._totals if keys), key=self._totals.__getitem__)
+        models = {"float": self.bench.model.copy()}
+        for keys in promising[:_FINALISTS]:
+            with self.bench.applied(self.bench.plan(keys)) as model:
+                models[str(len(models))] = model.copy()
+        timings = measure(
+            models,
+            self.feeds,
+            provider=self.bench.target.provider,
+            threads=self.threads,
+            limits=Limits(seconds=_SECONDS),
+        )
+        names = list(models)[1:]
+        return {
+            keys: timings[name].ratio.median for keys, name in zip(promising, names, strict=False)
+        }
 
 
-def _refined(
-    bench: Bench,
-    feeds: Mapping[str, np.ndarray],
-    in_float: NodeTimes,
-    in_int8: NodeTimes,
-    weight: float,
-    threads: int,
-) -> list[frozenset[str]]:
-    """Solves, measures what came out, and solves again with the times that nodes have in it.
-
-    A kernel may cost something else among float neighbours than among int8 ones: a u8 MaxPool is
-    thirty times slower in the layout of float convolutions.
-    """
-    sizes = {name: found.elements for name, found in bench.seen.items()}
-    problem = Placement(
-        bench.model.graph, bench.candidates, bench.regions, bench.target, in_float, in_int8, sizes
-    )
-    found: list[frozenset[str]] = []
-    for _ in range(_ROUNDS):
-        keys = frozenset(problem.solve(weight))
-        if not keys or keys in found:
-            break
-        found.append(keys)
-        problem = _updated(bench, problem, keys, feeds, threads)
-    return found
-
-
-def _updated(
-    bench: Bench,
-    problem: Placement,
-    keys: frozenset[str],
-    feeds: Mapping[str, np.ndarray],
-    threads: int,
-) -> Placement:
-    """The problem with times of float nodes and int8 nodes as they are in a placement, where they are in it."""
-    now = _measured(bench, keys, feeds, threads)
+def _updated(problem: Placement, keys: Keys, now: NodeTimes) -> Placement:
+    """The problem with times of float nodes and int8 nodes as they are in a placement."""
     in_float, in_int8 = dict(problem.float_times.seconds), dict(problem.int8_times.seconds)
     for key, seconds in now.seconds.items():
         if key in keys:
@@ -119,29 +163,10 @@ def _updated(
     return replace(problem, float_times=NodeTimes(in_float), int8_times=NodeTimes(in_int8))
 
 
-def _measured(
-    bench: Bench, keys: frozenset[str], feeds: Mapping[str, np.ndarray], threads: int
-) -> NodeTimes:
-    with bench.applied(bench.plan(keys)) as model:
-        return measure_nodes(model, feeds, provider=bench.target.provider, threads=threads)
-
-
-def _compared(
-    bench: Bench,
-    placements: list[frozenset[str]],
-    feeds: Mapping[str, np.ndarray],
-    threads: int,
-) -> dict[frozenset[str], float]:
-    """Times whole models in turns; returns the median of the ratio to float for each placement."""
-    models = {"float": bench.model.copy()}
-    for index, keys in enumerate(placements):
-        with bench.applied(bench.plan(keys)) as model:
-            models[str(index)] = model.copy()
-    timings = measure(
-        models,
-        feeds,
-        provider=bench.target.provider,
-        threads=threads,
-        limits=Limits(seconds=_SECONDS),
-    )
-    return {keys: timings[str(i)].ratio.median for i, keys in enumerate(placements)}
+def _chosen(ratios: Mapping[Keys, float]) -> Choice:
+    """The fastest, but one with fewer int8 nodes where that costs next to nothing."""
+    best: tuple[Keys, float] = (frozenset(), 1.0)
+    for keys, ratio in sorted(ratios.items(), key=lambda item: len(item[0])):
+        if ratio < best[1] * _MARGIN:
+            best = (keys, ratio)
+    return Choice(*best, ratios)

@@ -20,8 +20,8 @@ from onnxcomp.quant.fusion import check_fusion
 from onnxcomp.quant.regions import find_regions
 from onnxcomp.targets.features import saturates
 from onnxcomp_passes.quantize.insertion import Weights
-from onnxcomp_passes.quantize.opset import obstacle, raise_to_13
-from onnxcomp_passes.quantize.placing import HEAVY, choose_placement
+from onnxcomp_passes.quantize.opset import find_ranks, obstacle, raise_to_13
+from onnxcomp_passes.quantize.placing import HEAVY, PlacementSearch
 from onnxcomp_passes.quantize.trial import Bench, fidelities
 
 if TYPE_CHECKING:
@@ -127,7 +127,8 @@ class QuantizeStatic(Pass):
             if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear"):
                 ctx.skip("QNT101", node, "the model is quantized already and was left as it is")
                 return True
-        if reason := obstacle(ctx.model, ctx.facts.get(Shapes())):
+        ranks = find_ranks(ctx.model, ctx.facts.get(Shapes()), self._feeds(ctx))
+        if reason := obstacle(ctx.model, ranks):
             ctx.skip("QNT102", None, reason, hint="export the model with opset 13 or later")
             return True
         inner = sum(1 for node in ctx.model.graph for body in subgraphs(node) for _ in body)
@@ -177,11 +178,9 @@ class QuantizeStatic(Pass):
             return everything
         if self.placement == "weighted":
             return frozenset(c.key for c in bench.candidates if c.family.name in HEAVY)
-        choice = choose_placement(
-            bench, self._feeds(ctx), threads=ctx.threads, progress=ctx.progress
-        )
+        choice = PlacementSearch(bench, self._feeds(ctx), ctx.threads, ctx.progress).run()
         if not choice.keys:
-            fastest = min((ratio for _, ratio in choice.tried), default=1.0)
+            fastest = min(choice.tried.values(), default=1.0)
             ctx.skip("QNT107", None, f"the fastest int8 model took {fastest:.2f} times as long")
         for key in sorted(everything - choice.keys):
             ctx.skip("QNT105", bench.candidates.found[key].node, "measured: no gain in int8")
