@@ -191,10 +191,21 @@ def _tensors_left_out(
     for graph, written in zip(model.graphs(), proto_graphs(proto), strict=True):
         if not isinstance(written, onnx.GraphProto):
             continue
+        unread = {value.name for value in graph.initializers.values() if _is_unread(value)}
+        kept = [stub for stub in written.initializer if stub.name not in unread]
+        if len(kept) < len(written.initializer):
+            # The runtime drops what nobody reads, and then misses it among the arrays it is given.
+            copies = [TensorProto.FromString(stub.SerializeToString()) for stub in kept]
+            written.ClearField("initializer")
+            written.initializer.extend(copies)
         for stub in written.initializer:
             tensor = graph.initializers[stub.name].const_value if _is_external(stub) else None
             if tensor is not None:
                 yield stub, tensor, graph is model.graph
+
+
+def _is_unread(value: ir.Value) -> bool:
+    return not (value.uses() or value.is_graph_output() or value.is_graph_input())
 
 
 def _is_external(tensor: TensorProto) -> bool:

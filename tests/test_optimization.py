@@ -86,3 +86,18 @@ def test_random_model_is_said_to_be_unproven() -> None:
     text = TEXT.replace("Relu (x)", "RandomNormalLike (x)")
     result = onnxcomp.optimize(onnx.parser.parse_model(text))
     assert [note.code for note in result.notes] == ["CMP103"]
+
+
+ILL_CONDITIONED = """
+<ir_version: 10, opset_import: ["" : 21]>
+g (float[4, 4] x) => (float[4, 4] y)
+<float[1] big = {1e7}, float[1] w = {2}> { a = Mul (x, big) b = Sin (a) y = Mul (b, w) }
+"""
+
+
+def test_difference_on_an_ill_conditioned_sample_is_no_evidence() -> None:
+    original = changed(ILL_CONDITIONED)
+    equivalence = Equivalence(original, signature_of=original)
+    assert equivalence.difference(changed(ILL_CONDITIONED.replace("1e7", "9999999"))) == ""
+    assert equivalence.note is not None
+    assert equivalence.note.code == "CMP104"
