@@ -16,6 +16,8 @@ from onnxcomp.ir.ops import standard_op
 from onnxcomp.passbase import Pass
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from onnxcomp.analysis.facts import Facts
     from onnxcomp.ir import Edit, ir
     from onnxcomp.passbase import Context
@@ -24,6 +26,7 @@ Found = TypeVar("Found")
 
 # A rewrite that undoes another one would go on for ever; no honest sequence is this long.
 MAX_APPLICATIONS_PER_NODE = 16
+MANY_NEIGHBOURS = 32
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,12 @@ class RulePass(Pass):
         queued = set(queue)
         budget = MAX_APPLICATIONS_PER_NODE * max(len(queue), 64)
         near: dict[ir.Node, str] = {}
-        while queue:
+        hubs: dict[ir.Node, None] = {}
+        while queue or hubs:
+            if not queue:
+                _requeue([found for hub in hubs for found in _neighbours(hub)], queue, queued)
+                hubs.clear()
+                continue
             node = queue.popleft()
             queued.discard(node)
             candidates = by_operator.get(standard_op(node) or "", [])
@@ -98,7 +106,7 @@ class RulePass(Pass):
             ctx.edit.touched.clear()
             if self._try(node, candidates, ctx, near):
                 budget -= 1
-                _requeue(ctx.edit.touched, queue, queued)
+                _requeue(_around(ctx.edit.touched, hubs), queue, queued)
         for node, why in near.items():
             if node.graph is not None and self.near_miss_code:
                 ctx.skip(self.near_miss_code, node, why)
@@ -117,11 +125,28 @@ class RulePass(Pass):
         return False
 
 
-def _requeue(touched: list[ir.Node], queue: deque[ir.Node], queued: set[ir.Node]) -> None:
-    """Looks again at what changed and at its neighbours."""
+def _around(touched: list[ir.Node], hubs: dict[ir.Node, None]) -> Iterator[ir.Node]:
+    """Yields what changed and its neighbours, in order.
+
+    Neighbours of a node with very many are looked at again when all else is done, and all together:
+    one by one, each change beside a hub would cost as much as the hub has neighbours.
+    """
     for node in touched:
-        neighbours = [node, *node.predecessors(), *node.successors()]
-        for neighbour in neighbours:
-            if neighbour.graph is not None and neighbour not in queued:
-                queue.append(neighbour)
-                queued.add(neighbour)
+        yield node
+        if len(node.inputs) + sum(len(value.uses()) for value in node.outputs) > MANY_NEIGHBOURS:
+            hubs[node] = None
+        else:
+            yield from _neighbours(node)
+
+
+def _neighbours(node: ir.Node) -> Iterator[ir.Node]:
+    yield from node.predecessors()
+    yield from node.successors()
+
+
+def _requeue(nodes: Iterable[ir.Node], queue: deque[ir.Node], queued: set[ir.Node]) -> None:
+    """Puts nodes that are still in a graph at the end of the queue."""
+    for node in nodes:
+        if node.graph is not None and node not in queued:
+            queue.append(node)
+            queued.add(node)
