@@ -489,6 +489,8 @@ LEFT = [
     ("a = Slice (x, s, t, s) y = Squeeze (a, t)", "float[N, 1]", "int64[1] s = {0}, int64[1] t = {1}", 1),
     ("a = Slice (x, s, t, u) y = Squeeze (a, u)", "float[N, 1]", "int64[1] s = {-1}, int64[1] t = {0}, int64[1] u = {0}", 1),
     ("a = Slice (x, s, t, s) b = Squeeze (a, s) c = Exp (a) y = Add (b, c)", "float[N, M]", "int64[1] s = {0}, int64[1] t = {1}", 2),
+    ("a = Squeeze (x) y = Squeeze (a, s)", "float[1, N, 1, M]", "int64[1] s = {0}", 1),
+    ("a = Clip (x, s, t) y = Relu (a)", "float[N]", "float s = {0}, float[0] t = {}", 1),
 ]  # fmt: skip
 
 
@@ -655,10 +657,10 @@ def test_keeps_other_states() -> None:
     assert_unchanged(
         PASS, states(f"{ZERO} e = Exp (z) y = LSTM <hidden_size = 3> (x, w, r, , , e)")
     )
-    deep = " ".join(f"z{n + 1} = Expand (z{n}, s)" for n in range(40))
+    deep = " ".join(f"z{n + 1} = Expand (z{n}, h)" for n in range(40))
     text = f"z0 = ConstantOfShape (s) {deep} y = LSTM <hidden_size = 3> (x, w, r, , , z40)"
-    got = assert_holds(PASS, states(text), runtimes=[])
-    assert got.graph.node[-1].op_type == "LSTM"
+    more = STATES.replace("float[T, N, 2] x)", "float[T, N, 2] x, int64[3] h)")
+    assert_unchanged(PASS, more.replace("BODY", text))
 
 
 def test_parts_of_a_concat_bound_by_a_caller_stay() -> None:
@@ -678,3 +680,49 @@ def test_a_scalar_output_keeps_its_shape() -> None:
         after="g (float[N] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }",
         feeds=[{"x": np.ones(3, np.float32)}],
     )
+
+
+def test_what_depends_on_the_run_is_not_merged() -> None:
+    ranges = """g (float[4, 4] x, int64[1] s) => (float[P, Q] y) <int64[1] t = {4}, int64[1] a = {1}> {
+        b = Slice (x, s, t) y = Slice (b, s, t, a) }"""
+    assert_unchanged(PASS, ranges)
+    limits = """g (float[N] x, float s) => (float[N] y) { a = Clip (x, s) y = Relu (a) }"""
+    assert_unchanged(PASS, limits)
+    states = STATES.replace("float[T, N, 2] x)", "float[T, N, 2] x, float[1, 4, 3] h)")
+    assert_unchanged(PASS, states.replace("BODY", "y = LSTM <hidden_size = 3> (x, w, r, , , h)"))
+
+
+def test_chains_that_a_caller_decides_are_not_merged() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 21, "f" : 1]>
+        g (float[4, 4] x) => (float[A, B] y) { y = f.two <p = 1> (x) }
+        <domain: "f", opset_import: ["" : 21]>
+        two <p> (a) => (b) { BODY }"""
+    for body in (
+        "c = Cast <to = 11> (a) b = Cast <to: int = @p> (c)",
+        "c = Cast <to: int = @p> (a) b = Cast <to = 1> (c)",
+        "c, d = Split <num_outputs = 2, axis: int = @p> (a) b = Concat <axis = 1> (c, d)",
+        "c, d = Split <num_outputs = 2> (a) b = Concat <axis: int = @p> (c, d)",
+        "c = Transpose (a) d = Exp (c) b = Transpose (d)",
+        "c = Transpose <perm = [1, 0]> (a) d = Exp (c) b = Flatten <axis: int = @p> (d)",
+    ):
+        assert_unchanged(PASS, text.replace("BODY", body))
+
+
+def test_transposes_of_unknown_rank_stay() -> None:
+    text = "g (float[1, 2] x, int64[3] s) => (float[P, Q, R] y) { a = Expand (x, s) b = Transpose (a) c = Exp (b) y = Transpose (c) }"
+    assert_unchanged(PASS, text)
+    text = "g (float[4, 6] x, int64[K] s) => (float[P, Q] y) { a = Reshape (x, s) b = Transpose (a) y = Transpose (b) }"
+    assert_unchanged(PASS, text)
+
+
+def test_a_constant_beside_an_unknown_rank_stays() -> None:
+    text = "g (float[4, 6] x, int64[K] s) => (float[P, Q] y) <float[1, 1] c = {1}> { a = Reshape (x, s) y = Mul (a, c) }"
+    assert_unchanged(PASS, text)
+    text = text.replace("int64[K] s", "int64[K] s, float[L, 1, 1, M] z").replace(
+        "a = Reshape (x, s) y = Mul (a, c)", "a = Reshape (x, s) b = Add (a, z) y = Mul (b, c)"
+    )
+    assert_unchanged(PASS, text)
+
+
+def test_a_constant_of_ones_widens_nothing_of_unknown_size() -> None:
+    goes("q = Mul (x, c) y = Exp (q)", x="float[?, 3]", weights="float[1, 1] c = {1}")

@@ -441,3 +441,13 @@ def test_double_precision_is_kept() -> None:
     got = assert_holds(FuseBias(), got, rtol=1e-12, atol=1e-12, feeds=[feeds])
     assert [node.op_type for node in got.graph.node] == ["Gemm"]
     assert_same(model(text), got, rtol=1e-12, atol=1e-12)
+
+
+def test_large_weights_with_other_readers_stay_behind_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxcomp_passes.simplify.support import linear
+
+    monkeypatch.setattr(linear, "LARGEST_COPY", 16)
+    text = f"""g (float[N, 4, 5, 5] x) => (float[P, Q, R, S] y, float[P, Q, R, S] z)
+        <float[3, 4, 3, 3] w, {PARAMETERS}> {{
+        t = {NORM} (x, g, b, m, v) y = Conv (t, w) z = Conv (x, w) }}"""
+    assert_refuses(FuseBatchnorm(), text, code="FBN101")

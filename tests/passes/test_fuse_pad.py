@@ -132,6 +132,15 @@ def test_attributes_bound_by_a_caller_stay() -> None:
           p = Constant <value = int64[8] {0, 0, 1, 0, 0, 0, 1, 0}> () t = Pad (a, p)
           b = AveragePool <kernel_shape = [3, 3], ceil_mode: int = @c> (t) }"""
     assert_unchanged(FusePad(), text)
+    pads = text.replace("<c = 1>", "<c = [1, 1, 1, 1]>").replace(
+        "float[N, 2, 6, 7] x", "float[N, 2, 6, 7] x, float[3, 2, 3, 3] w"
+    )
+    pads = pads.replace("(x)", "(x, w)").replace("two <c> (a)", "two <c> (a, w)")
+    pads = pads.replace(
+        "AveragePool <kernel_shape = [3, 3], ceil_mode: int = @c> (t)",
+        "Conv <pads: ints = @c> (t, w)",
+    )
+    assert_unchanged(FusePad(), pads)
 
 
 def test_works_in_a_body() -> None:

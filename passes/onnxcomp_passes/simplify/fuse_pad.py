@@ -50,7 +50,9 @@ class Padding:
 def padding_before(node: ir.Node, facts: Facts) -> Padding | None:
     """Returns the Pad that only `node` reads, if it adds a constant around spatial axes."""
     pad = producer_of(node.inputs[0], "Pad")
-    if pad is None or only_reader(pad.outputs[0]) is not node or has_reference_attribute(pad):
+    if pad is None or only_reader(pad.outputs[0]) is not node:
+        return None
+    if has_reference_attribute(pad) or has_reference_attribute(node):
         return None
     rank = shapes_of(facts).rank(pad.inputs[0])
     pads, value = list_of(pad, "pads", 1), _value(pad)
@@ -119,7 +121,7 @@ class PadIntoPool:
     def match(self, node: ir.Node, facts: Facts) -> Match[tuple[Padding, list[int]]] | Miss:
         """Finds the Pad and the padding of both together."""
         padding = padding_before(node, facts)
-        if padding is None or len(node.outputs) > 1 or has_reference_attribute(node):
+        if padding is None or len(node.outputs) > 1:
             return NOTHING
         if attribute(node, "ceil_mode", 0) or set(attribute(node, "dilations") or (1,)) != {1}:
             return NOTHING
@@ -154,8 +156,6 @@ def _total(node: ir.Node, padding: Padding) -> list[int] | None:
     extra = padding.begins + padding.ends
     # VALID means none, whatever else is written.
     own = (attribute(node, "pads") if auto == "NOTSET" else None) or (0,) * len(extra)
-    if len(own) != len(extra):
-        return None
     return [one + other for one, other in zip(own, extra, strict=True)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import attribute, producer_of
+from onnxcomp.ir.ops import attribute, has_reference_attribute, producer_of
 from onnxcomp.rules import NOTHING, Match
 from onnxcomp_passes.simplify.support.base import bypass, rewire, shapes_of
 
@@ -56,12 +56,14 @@ class MergeCasts:
     def match(self, node: ir.Node, facts: Facts) -> Match[bool] | Miss:
         """Finds the types; the match says whether the end is where it began."""
         inner = producer_of(node.inputs[0], "Cast")
-        start = None if inner is None else shapes_of(facts).dtype(inner.inputs[0])
-        if inner is None or start is None:
+        start = (
+            None
+            if inner is None or has_reference_attribute(node)
+            else shapes_of(facts).dtype(inner.inputs[0])
+        )
+        if inner is None or start is None or has_reference_attribute(inner):
             return NOTHING
         middle, end = attribute(inner, "to"), attribute(node, "to")
-        if not isinstance(middle, int) or not isinstance(end, int):
-            return NOTHING
         if not holds(_T(middle), start) or end not in _KNOWN:
             return NOTHING
         if start in _FLOATS and end in _BITS and end != _T.BOOL:

@@ -216,10 +216,10 @@ class RejoinSplit:
         split = producer_of(node.inputs[0], "Split")
         if split is None or list(split.outputs) != list(node.inputs):
             return NOTHING
+        if has_reference_attribute(split) or has_reference_attribute(node):
+            return NOTHING
         rank = shapes_of(facts).rank(split.inputs[0])
         axes = [attribute(split, "axis", 0), attribute(node, "axis", 0)]
-        if not all(isinstance(axis, int) for axis in axes):
-            return NOTHING
         found = normalized(axes, rank)
         source = split.inputs[0]
         same = axes[0] == axes[1] or (found is not None and found[0] == found[1])

@@ -169,8 +169,6 @@ def linear_of(node: ir.Node | None, shapes: ShapeMap) -> Linear | None:
     shape = tuple(tensor.shape.numpy())
     if node.op_type in {"Conv", "ConvTranspose"}:
         groups = attribute(node, "group", 1)
-        if len(shape) < 2 or not isinstance(groups, int):
-            return None
         first, second = shape[0], shape[1] * groups
         makes, reads = (first, second) if node.op_type == "Conv" else (second, first)
         return Linear(node, weight, reads, makes, groups, len(shape))
