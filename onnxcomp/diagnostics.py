@@ -82,7 +82,7 @@ CODES: dict[str, str] = {
     "Give real samples with --data.",
     "CMP103": "The model draws random numbers, so two runs of it cannot be compared.",
     "CMP104": "The model makes a value of more than 1 GiB on the way, so it was not run to compare numbers.",
-    "CMP104": "On every input that was tried, a change in its last place changes the outputs beyond the tolerance of "
+    "CMP105": "On every input that was tried, a change in its last place changes the outputs beyond the tolerance of "
     "the comparison, so a difference would say nothing. Give real samples with --data.",
     "CMP201": "A candidate could not be built or run. The search went on with the others.",
     "CMP202": "No quantized candidate was both inside the limit on quality and faster than float, so the result is the "

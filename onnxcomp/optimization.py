@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onnxcomp.ir import Model
+from onnxcomp.ir.lineage import same_lineage
 from onnxcomp.passbase import QUIET
 from onnxcomp.pipeline import Pipeline, Result
 
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from onnxcomp.ir.model import Source
     from onnxcomp.passbase import Progress
 
-# Folding first: it makes shapes and parameters constant for all others. Dead code last in a round.
+# Identities go first, while the symbols of shapes are still in the graph; activations are recognised before
+# their constants are folded into neighbours; dead code goes last in a round.
 SIMPLIFY = (
     "eliminate-dead,"
-    "fixpoint(fold-constants,inline-branches,eliminate-identity,fuse-batchnorm,fuse-pad,fuse-affine,"
-    "fuse-bias,share-common,eliminate-dead)"
+    "fixpoint(eliminate-identity,fold-constants,inline-branches,share-common,fuse-activations,"
+    "fuse-layernorm,fuse-batchnorm,fuse-affine,fuse-bias,fuse-pad,eliminate-dead)"
 )
 
 
@@ -61,7 +63,7 @@ def optimize(
     result = pipeline.run(
         original, threads=threads, progress=progress, on_failure="skip", reproducer=reproducer
     )
-    if not verify or not result.changed:
+    if not verify or not result.changed or same_lineage(original, result.model):
         return result
     from onnxcomp.verify import Equivalence
 

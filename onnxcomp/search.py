@@ -271,8 +271,8 @@ class Search:
             )
 
     def choose(self) -> Trial:
-        """The fastest candidate inside the limit; among equally fast ones the smallest."""
-        possible = [trial for trial in self.trials[1:] if not trial.rejected] or [self.trials[0]]
+        """The fastest candidate inside the limit, the original included; of equally fast ones the smallest."""
+        possible = [trial for trial in self.trials if not trial.rejected]
         fastest = min(trial.ratio for trial in possible)
         near = [trial for trial in possible if trial.ratio <= fastest * (1 + NOISE)]
         return min(near, key=lambda trial: (trial.model.nbytes, trial.drop))

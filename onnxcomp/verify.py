@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
 # last place of the largest term, which deep networks carry on.
 LOSSLESS = Tolerance(rtol=1e-3, atol=1e-6, of_peak=1e-4)
 PROBES = 2
+# A model that takes longer for a sample is compared on one.
+SLOW_SECONDS = 0.03
 # Samples that are tried when none of the first ones says anything.
 MORE_PROBES = 4
 # A model that makes a larger value is not run: it may have been made to fill the memory.
 MAX_VALUE_BYTES = 1 << 30
-# Of a model with more weights than this, one sample is enough: each run reads all of them.
+# Above this, copies of weights cost more than reading them slowly.
 LARGE_BYTES = 512 << 20
 # Without prepacking the runtime reads weights where they are mapped and makes no copies of them.
 _MAPPED = {"session.disable_prepacking": "1"}
@@ -114,7 +117,7 @@ class Equivalence:
                     kept.append(pair)
                     break
         if not kept:
-            self.note = _note("CMP104", "tiny changes of the inputs change the outputs visibly")
+            self.note = _note("CMP105", "tiny changes of the inputs change the outputs visibly")
         self._reference = kept
         return len(kept) < len(before) or not kept
 
@@ -127,7 +130,8 @@ class Equivalence:
         return self.difference(model) if step.lossless else ""
 
     def _open(self, model: Model | Path) -> Session:
-        return Session.open(model, threads=self._threads, optimization="disable", config=_MAPPED)
+        config = _MAPPED if self._signature_of.nbytes > LARGE_BYTES else None
+        return Session.open(model, threads=self._threads, optimization="disable", config=config)
 
     def _prepared(self) -> list[Pair] | None:
         if self._reference is None and self.note is None:
@@ -154,9 +158,13 @@ class Equivalence:
         return None
 
     def _probes(self, runner: Runner, seed: int) -> list[dict[str, np.ndarray]]:
-        is_large = self._signature_of.nbytes > LARGE_BYTES
         signature = self._signature_of.signature()
-        return probe_feeds(signature, count=1 if is_large else PROBES, seed=seed, runner=runner)
+        first = probe_feeds(signature, count=1, seed=seed, runner=runner)
+        start = time.perf_counter()
+        runner.run({**first[0]})
+        if time.perf_counter() - start > SLOW_SECONDS:
+            return first
+        return probe_feeds(signature, count=PROBES, seed=seed, runner=runner)
 
 
 def _is_steady(session: Session, pair: Pair, seed: int) -> bool:

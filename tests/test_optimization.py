@@ -100,4 +100,4 @@ def test_difference_on_an_ill_conditioned_sample_is_no_evidence() -> None:
     equivalence = Equivalence(original, signature_of=original)
     assert equivalence.difference(changed(ILL_CONDITIONED.replace("1e7", "9999999"))) == ""
     assert equivalence.note is not None
-    assert equivalence.note.code == "CMP104"
+    assert equivalence.note.code == "CMP105"
