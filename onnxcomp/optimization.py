@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxcomp.ir import Model
 from onnxcomp.ir.lineage import same_lineage
@@ -60,25 +61,31 @@ def optimize(
     """
     original = Model.load(source)
     pipeline = Pipeline.parse(SIMPLIFY, target=target)
-    result = pipeline.run(
-        original, threads=threads, progress=progress, on_failure="skip", reproducer=reproducer
-    )
-    if not verify or not result.changed or same_lineage(original, result.model):
-        return result
-    from onnxcomp.verify import Equivalence
+    options: dict[str, Any] = {
+        "threads": threads,
+        "progress": progress,
+        "on_failure": "skip",
+        "reproducer": reproducer,
+    }
+    if not verify:
+        return pipeline.run(original, **options)
+    from onnxcomp.verify import LARGE_BYTES, Equivalence
 
-    reference = source if isinstance(source, (str, Path)) else original
+    twin = (
+        original.copy()
+    )  # looked at in another thread; serialising a model touches it for a moment
+    reference = Path(source) if isinstance(source, (str, Path)) else twin
     equivalence = Equivalence(
-        Path(reference) if isinstance(reference, str) else reference,
-        signature_of=original,
-        feeds=samples,
-        threads=threads,
-        seed=seed,
+        reference, signature_of=twin, feeds=samples, threads=threads, seed=seed
     )
+    with ThreadPoolExecutor(1) as ahead:
+        if original.nbytes <= LARGE_BYTES:
+            ahead.submit(equivalence.prepare)  # the runtime works while the passes do
+        result = pipeline.run(original, **options)
+    if not result.changed or same_lineage(original, result.model):
+        return result
     if equivalence.difference(result.model):
         watched = dataclasses.replace(pipeline, instruments=(equivalence,))
-        result = watched.run(
-            original, threads=threads, progress=progress, on_failure="skip", reproducer=reproducer
-        )
+        result = watched.run(original, **options)
     notes = (equivalence.note,) if equivalence.note else ()
     return dataclasses.replace(result, notes=(*result.notes, *notes))

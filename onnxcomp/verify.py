@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, TypeAlias
 
-    from onnxcomp.compare import Runner
     from onnxcomp.ir import Model
     from onnxcomp.passbase import Outcome, Pass
 
@@ -81,7 +80,7 @@ class Equivalence:
         Why it cannot be told is in `note` then.
         """
         with stage("comparing numbers"):
-            reference = self._prepared()
+            reference = self.prepare()
             reason = self._compare(model, reference) if reference else ""
             if reason and not self._steady and self._only_steady():
                 reason = self._compare(model, self._reference or [])
@@ -111,7 +110,7 @@ class Equivalence:
         with self._open(self._original) as session:
             kept = [pair for pair in before if _is_steady(session, pair, self._seed)]
             for seed in range(self._seed + 1, self._seed + 1 + MORE_PROBES) if not kept else ():
-                feeds = self._probes(session, seed)[0]
+                feeds = self._probes(_Remembering(session), seed)[0]
                 pair = (feeds, session.run(feeds))
                 if _is_steady(session, pair, seed):
                     kept.append(pair)
@@ -133,7 +132,12 @@ class Equivalence:
         config = _MAPPED if self._signature_of.nbytes > LARGE_BYTES else None
         return Session.open(model, threads=self._threads, optimization="disable", config=config)
 
-    def _prepared(self) -> list[Pair] | None:
+    def prepare(self) -> Sequence[Pair] | None:
+        """Runs the original, once; can be done ahead of time in a thread of its own.
+
+        Returns:
+            Samples and what the original makes of them, None when that is not possible.
+        """
         if self._reference is None and self.note is None:
             self.note = self._prepare()
         return self._reference
@@ -157,12 +161,10 @@ class Equivalence:
                 return _note("CMP102", error.message)
         return None
 
-    def _probes(self, runner: Runner, seed: int) -> list[dict[str, np.ndarray]]:
+    def _probes(self, runner: _Remembering, seed: int) -> list[dict[str, np.ndarray]]:
         signature = self._signature_of.signature()
         first = probe_feeds(signature, count=1, seed=seed, runner=runner)
-        start = time.perf_counter()
-        runner.run({**first[0]})
-        if time.perf_counter() - start > SLOW_SECONDS:
+        if runner.seconds > SLOW_SECONDS:
             return first
         return probe_feeds(signature, count=PROBES, seed=seed, runner=runner)
 
@@ -190,12 +192,15 @@ class _Remembering:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._known: dict[int, Pair] = {}
+        self.seconds = 0.0
 
     def run(self, feeds: Mapping[str, np.ndarray], /) -> Mapping[str, Any]:
         """Runs the model, unless these very feeds were run before."""
         known = self._known.get(id(feeds))
         if known is None or known[0] is not feeds:
+            start = time.perf_counter()
             known = self._known[id(feeds)] = (feeds, self._session.run(feeds))
+            self.seconds = time.perf_counter() - start
         return known[1]
 
 
