@@ -35,7 +35,7 @@ _GUESSES = (
     *(_Guess(1, other) for other in (32, 80, 128, 224, 256, 512, 640, 3, 8)),
     *(_Guess(16, 16), _Guess(1, 8, bound=1)),
 )
-_MOST_ELEMENTS = 1 << 24
+_MOST_ELEMENTS, _BIG_ELEMENTS = 1 << 24, 1 << 17
 # Shares of the elements that are replaced by awkward numbers, in samples that have any.
 _AWKWARD_SHARE = 0.05
 _WORDS = ("", "a", "abc", "Ünï", "0", "1.5")
@@ -78,8 +78,10 @@ def probe_feeds(
 def _guesses(signature: Signature) -> Iterator[_Guess]:
     """Yields guesses, the ones that make no difference only once."""
     has_whole = any(spec.dtype is not None and spec.dtype.kind in "iu" for spec in signature.inputs)
+    # Two samples of whole images take long and say little more than one.
+    ordered = sorted(_GUESSES, key=lambda guess: guess.batch > 1 and _is_big(signature, guess))
     variants = (
-        guess._replace(batch_is_first_open=late) for late in (False, True) for guess in _GUESSES
+        guess._replace(batch_is_first_open=late) for late in (False, True) for guess in ordered
     )
     seen = set()
     for guess in variants:
@@ -88,6 +90,10 @@ def _guesses(signature: Signature) -> Iterator[_Guess]:
         if key not in seen and sum(map(math.prod, shapes.values())) <= _MOST_ELEMENTS:
             seen.add(key)
             yield guess
+
+
+def _is_big(signature: Signature, guess: _Guess) -> bool:
+    return sum(map(math.prod, _shapes(signature, guess).values())) > _BIG_ELEMENTS
 
 
 def _accepted(runner: Runner, drawn: list[Feeds], signature: Signature) -> tuple[list[Feeds], str]:
