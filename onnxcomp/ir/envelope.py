@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 import onnx
 
 from onnxcomp.errors import ModelError, quoted
+from onnxcomp.ir.backend import ir
 from onnxcomp.ir.ops import PROTECTED
 from onnxcomp.ir.scopes import ir_graphs, proto_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from onnxcomp.ir.backend import ir
-
 SPARSE_INITIALIZERS = "onnxcomp.sparse_initializers"
 ATTRIBUTES = "onnxcomp.attributes"
 TYPES = "onnxcomp.types"
 TRAINING = "onnxcomp.training_info"
+PASSED_THROUGH = "onnxcomp.passed_through"
 
 _SPARSE_ATTRIBUTES = {onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS}
 
@@ -95,9 +95,47 @@ def put_back(model: ir.Model, proto: onnx.ModelProto) -> None:
             graph_proto.sparse_initializer.extend(sparse)
         if types := graph.meta.get(TYPES):
             _restore_types(graph_proto, types)
+        if infos := graph.meta.get(PASSED_THROUGH):
+            _restore_passed_through(graph_proto, infos)
         for node, node_proto in zip(graph, graph_proto.node, strict=True):
             if attributes := node.meta.get(ATTRIBUTES):
                 node_proto.attribute.extend(attributes)
+
+
+def keep_passed_through(graph: ir.Graph, proto: onnx.GraphProto | onnx.FunctionProto) -> None:
+    """Remembers what is declared of inputs that are outputs as well, where the two say different things.
+
+    For the IR they are one value, which would come out with the declaration of the output alone.
+    """
+    if not isinstance(proto, onnx.GraphProto):
+        return
+    # A type that the IR cannot hold was taken out before this.
+    inputs = {info.name: info for info in proto.input if info.type.WhichOneof("value")}
+    outputs = {info.name: info for info in proto.output if info.name in inputs}
+    kept = {name: (inputs[name], info) for name, info in outputs.items() if inputs[name] != info}
+    if not kept:
+        return
+    graph.meta[PASSED_THROUGH] = {
+        name: tuple(onnx.ValueInfoProto.FromString(info.SerializeToString()) for info in pair)
+        for name, pair in kept.items()
+    }
+    for value in graph.inputs:
+        if value.name in kept:
+            declared = kept[value.name][0].type
+            value.type = ir.serde.deserialize_type_proto_for_type(declared)
+            value.shape = ir.serde.deserialize_type_proto_for_shape(declared)
+
+
+def _restore_passed_through(
+    proto: onnx.GraphProto | onnx.FunctionProto,
+    infos: dict[str, tuple[onnx.ValueInfoProto, onnx.ValueInfoProto]],
+) -> None:
+    if not isinstance(proto, onnx.GraphProto):
+        return
+    for index, declared in enumerate((proto.input, proto.output)):
+        for info in declared:
+            if info.name in infos:
+                info.CopyFrom(infos[info.name][index])
 
 
 def sparse_names(graph: ir.Graph) -> set[str]:

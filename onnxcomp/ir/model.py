@@ -229,6 +229,8 @@ def _to_ir(proto: onnx.ModelProto, *, own: bool) -> ir.Model:
     for graph in ir_graphs(core):
         infos = {info.name for info in proto.graph.value_info} if graph is core.graph else set()
         graph.meta["onnxcomp.declared"] = infos & set(graph.initializers)
+    for graph, graph_proto in zip(ir_graphs(core), proto_graphs(proto), strict=True):
+        envelope.keep_passed_through(graph, graph_proto)
     envelope.attach(kept, core)
     return core
 
@@ -288,12 +290,14 @@ def _make_names_unique(graph: ir.Graph) -> None:
 
 def _clone(core: ir.Model) -> ir.Model:
     try:
-        return core.clone()
+        cloned = core.clone()
     except (ValueError, TypeError, KeyError, RuntimeError):
         # Values without a producer (sparse initializers) cannot be cloned; the protobuf way can.
         proto = ir.to_proto(core)
         envelope.put_back(core, proto)
         return _to_ir(proto, own=True)
+    cloned.meta.update(core.meta)  # onnx-ir copies that of graphs, nodes and values only
+    return cloned
 
 
 def _declared_initializers(core: ir.Model) -> list[set[str]]:
