@@ -70,3 +70,23 @@ def bias_params(weight: Params, input_scale: float, size: int) -> Params:
     scale = (weight.scale.astype(np.float64) * input_scale).astype(np.float32)
     scale = np.broadcast_to(scale.reshape(-1), (size,)).copy()
     return Params(scale, np.zeros(size, np.int32), 0)
+
+
+def weight_shift(
+    weight: NDArray[Any], rounded: NDArray[Any], means: NDArray[Any], axis: int, *, grouped: bool
+) -> NDArray[np.float64]:
+    """Returns how far the rounding of a weight moves the mean of each output channel.
+
+    Args:
+        weight: The weight.
+        rounded: The values that it has after rounding.
+        means: Mean of each channel of the activation that it reads.
+        axis: Axis of the output channels; the other one of the first two is that of the input.
+        grouped: Whether each channel has a weight of its own (depthwise).
+    """
+    error = rounded.astype(np.float64) - weight.astype(np.float64)
+    error = error.reshape(*error.shape[:2], -1).sum(axis=2)
+    if axis == 1:
+        error = error.T
+    shift: NDArray[np.float64] = error[:, 0] * means if grouped else error @ means
+    return shift

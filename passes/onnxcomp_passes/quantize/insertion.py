@@ -11,7 +11,7 @@ from onnxcomp.ir import ir
 from onnxcomp.ir.ops import attribute, constant, input_at, is_op, producer_of, single_use
 from onnxcomp.quant.candidates import key_of
 from onnxcomp.quant.scheme import Params, QScheme, params_for_range
-from onnxcomp.quant.weights import bias_params, weight_params, widened_for_bias
+from onnxcomp.quant.weights import bias_params, weight_params, weight_shift, widened_for_bias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,6 +77,7 @@ class Inserter:
         params: Numbers for the points of the plan.
         weights: How weights are quantized.
         fused: Which fused kernel of the provider a float node belongs to.
+        means: Mean of each channel of the activation that a node with a weight reads, by key.
     """
 
     model: Model
@@ -86,6 +87,7 @@ class Inserter:
     params: Mapping[str, Params]
     weights: Weights = field(default_factory=Weights)
     fused: Mapping[str, str] = field(default_factory=dict)
+    means: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._stored: dict[str, Stored] = {}
@@ -266,8 +268,21 @@ class Inserter:
         params = widened_for_bias(params, numbers, source)
         self._weight(node, index, value, weight, params)
         grid = bias_params(params, source, numbers.size)
-        made = self._constant(grid.quantize(numbers), f"{bias.name}_int32")
+        shift = self._shift(candidate, weight, params, axis)
+        made = self._constant(grid.quantize(numbers - shift), f"{bias.name}_int32")
         self._dq_constant(node, bias_index, bias, made, grid)
+
+    def _shift(
+        self, candidate: Candidate, weight: np.ndarray, params: Params, axis: int | None
+    ) -> np.ndarray | float:
+        """What the rounding of the weight adds to the mean of the output, for the bias to take away."""
+        means = self.means.get(candidate.key)
+        group = attribute(candidate.node, "group", 1)
+        grouped = group != 1 and weight.shape[:2] == (group, 1)
+        if means is None or axis is None or (group != 1 and not grouped):
+            return 0.0
+        rounded = params.dequantize(params.quantize(weight))
+        return weight_shift(weight, rounded, means, axis, grouped=grouped)
 
     def _input_scale(self, candidate: Candidate) -> float:
         """The scale of the activation that a node reads, found behind the DQ that it reads by now."""

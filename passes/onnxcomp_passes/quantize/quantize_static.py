@@ -20,6 +20,7 @@ from onnxcomp.quant.fusion import check_fusion
 from onnxcomp.quant.regions import find_regions
 from onnxcomp.targets.features import saturates
 from onnxcomp_passes.quantize.insertion import Weights
+from onnxcomp_passes.quantize.means import channel_means
 from onnxcomp_passes.quantize.opset import find_ranks, obstacle, raise_to_13
 from onnxcomp_passes.quantize.placing import HEAVY, PlacementSearch
 from onnxcomp_passes.quantize.trial import Bench, fidelities
@@ -95,6 +96,8 @@ class QuantizeStatic(Pass):
     """Weights of 7 bits; by default where the processor needs it."""
     clip_weights: bool = False
     """Choose weight scales by squared error instead of covering the largest weight."""
+    correct_bias: bool = True
+    """Take out of each bias what the rounding of the weight adds to the mean of the output."""
     skip: tuple[str, ...] = ()
     """Patterns for names of nodes or of their outputs to leave in float."""
     skip_ops: tuple[str, ...] = ()
@@ -162,7 +165,10 @@ class QuantizeStatic(Pass):
             node = candidates.found.pop(key).node
             ctx.skip("QNT103", node, "its activations are empty or not float32")
         weights = Weights(self.per_channel, self._reduces_range(ctx), self.clip_weights)
-        return Bench(model, ctx.edit, target, candidates, regions, seen, weights, self.percentile)
+        means = channel_means(ctx, candidates) if self.correct_bias else {}
+        return Bench(
+            model, ctx.edit, target, candidates, regions, seen, weights, self.percentile, means
+        )
 
     def _reduces_range(self, ctx: Context) -> bool:
         if self.reduce_range is not None:

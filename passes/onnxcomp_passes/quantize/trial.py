@@ -42,6 +42,7 @@ class Bench:
         seen: Statistics of the activations.
         weights: How weights are quantized.
         percentile: Share that the observer `percentile` keeps.
+        means: Mean of each channel that a node with a weight reads, for the correction of biases.
     """
 
     model: Model
@@ -52,6 +53,7 @@ class Bench:
     seen: Mapping[str, Histogram]
     weights: Weights
     percentile: float = 99.99
+    means: Mapping[str, np.ndarray] = field(default_factory=dict)
     _params: dict[tuple[str, str], Params] = field(default_factory=dict)
 
     def plan(self, keys: Collection[str]) -> Plan:
@@ -62,7 +64,16 @@ class Bench:
         """Writes a plan into the model."""
         params = {point: self._params_of(plan, point, method) for point in plan}
         fused = {key: self.regions.owner[key] for key in self.regions.sealed}
-        Inserter(self.model, self.edit, plan, self.candidates, params, self.weights, fused).run()
+        Inserter(
+            self.model,
+            self.edit,
+            plan,
+            self.candidates,
+            params,
+            self.weights,
+            fused,
+            self.means,
+        ).run()
 
     @contextlib.contextmanager
     def applied(self, plan: Plan, method: Method = "min-max") -> Iterator[Model]:

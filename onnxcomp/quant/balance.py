@@ -1,0 +1,224 @@
+"""Scales between channels of an activation that make it, and the weights that read it, easier to round."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxcomp.errors import SamplesError, quoted
+from onnxcomp.passbase import QUIET
+from onnxcomp.runtime import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from onnxcomp.ir import Model
+    from onnxcomp.passbase import Progress
+
+_LEVELS_ACTIVATION, _LEVELS_WEIGHT = 255.0, 127.0
+# Exponents of the activation's range and of the weights' range that are tried.
+_EXPONENTS = tuple(itertools.product((0.25, 0.5, 0.75, 1.0), (0.0, 0.25, 0.5)))
+_FARTHEST = 1e3
+# A Clip's limit stays at least this many times above what was seen of a channel.
+_ROOM = 2.0
+
+
+@dataclass(eq=False)
+class ChannelStats:
+    """What is known of the channels of an activation.
+
+    Attributes:
+        low: Smallest value of each channel.
+        high: Largest value of each channel.
+        power: Sum of squares of each channel.
+        total: Sum of each channel.
+        count: Values in each channel.
+        runner_up: Largest value of each channel in the sample with the second largest.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    power: NDArray[np.float64]
+    total: NDArray[np.float64]
+    count: int = 0
+    runner_up: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def tail(self) -> NDArray[np.float64]:
+        """How far the largest sample lies above the next one: a hint at what unseen samples may do."""
+        return np.where(
+            self.runner_up > 0.0, self.high / np.maximum(self.runner_up, 1e-30), _FARTHEST
+        )
+
+    @property
+    def reach(self) -> NDArray[np.float64]:
+        """Largest magnitude of each channel."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    @property
+    def mean_square(self) -> NDArray[np.float64]:
+        """Mean square of each channel."""
+        return self.power / max(self.count, 1)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean of each channel."""
+        return self.total / max(self.count, 1)
+
+    def add(self, array: NDArray[Any], axis: int) -> bool:
+        """Takes in a tensor; False when its number of channels is another one."""
+        rows = np.moveaxis(array, axis, 0)
+        if rows.shape[0] != self.low.size:
+            return False
+        rows = rows.reshape(rows.shape[0], -1)
+        if rows.shape[1]:
+            self.low = np.minimum(self.low, rows.min(axis=1))
+            largest = rows.max(axis=1).astype(np.float64)
+            below = self.runner_up if self.runner_up.size else np.zeros_like(largest)
+            self.runner_up = np.maximum(below, np.minimum(self.high, largest))
+            self.high = np.maximum(self.high, largest)
+            self.power += np.square(rows, dtype=np.float64).sum(axis=1)
+            self.total += rows.sum(axis=1, dtype=np.float64)
+            self.count += rows.shape[1]
+        return True
+
+
+def observe_channels(
+    model: Model,
+    axes: Mapping[str, int],
+    channels: Mapping[str, int],
+    samples: Iterable[Mapping[str, np.ndarray]],
+    *,
+    threads: int = 0,
+    progress: Progress = QUIET,
+) -> dict[str, ChannelStats]:
+    """Runs a float model on samples and keeps statistics of channels.
+
+    Args:
+        model: The model.
+        axes: Axis of the channels, by value of its main graph.
+        channels: Number of channels, by value.
+        samples: Feeds.
+        threads: Threads of the session.
+        progress: Progress bars.
+
+    Raises:
+        SamplesError: If an activation is NaN or infinite.
+    """
+    found = {
+        name: ChannelStats(np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size))
+        for name, size in channels.items()
+    }
+    inputs = {spec.name for spec in model.signature().inputs}
+    taps = [name for name in axes if name not in inputs]
+    with (
+        progress(1, "looking at channels"),
+        Session.open(model, threads=threads, outputs=taps) as session,
+    ):
+        for feed in samples:
+            arrays = {**feed, **session.run(feed, taps)}
+            for name, axis in axes.items():
+                array = arrays[name]
+                if not np.isfinite(array).all():
+                    raise SamplesError(f"the tensor {quoted(name)} has NaN or infinite values")
+                if not found[name].add(array, axis):
+                    raise SamplesError(f"the tensor {quoted(name)} changes its channels")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """The weight of an operator that reads an activation.
+
+    Attributes:
+        weight: As output channels, input channels, rest. A depthwise weight has one input channel.
+        is_depthwise: Whether every channel has a weight of its own.
+    """
+
+    weight: NDArray[Any]
+    is_depthwise: bool = False
+
+    def reach(self, channels: int) -> NDArray[np.float64]:
+        """Largest magnitude that meets each channel of the activation."""
+        largest = np.abs(self.weight).max(axis=2).astype(np.float64)
+        found: NDArray[np.float64] = (
+            largest.reshape(channels) if self.is_depthwise else largest.max(axis=0)
+        )
+        return found
+
+
+def noise(stats: ChannelStats, readers: Sequence[Reader], scale: NDArray[np.float64]) -> float:
+    """Returns the expected share of noise in the readers' outputs, with the activation over `scale`.
+
+    Rounding to steps of size d adds noise of power d * d / 12, to the activation (one step size for all
+    channels) and to the weights (one for each output channel).
+    """
+    low, high = (stats.low / scale).min(initial=0.0), (stats.high / scale).max(initial=0.0)
+    step = (high - low) / _LEVELS_ACTIVATION
+    total = 0.0
+    for reader in readers:
+        squared = np.square(reader.weight, dtype=np.float64).sum(axis=2)
+        largest = np.abs(reader.weight).max(axis=2).astype(np.float64)
+        size = reader.weight.shape[2]
+        if reader.is_depthwise:
+            squared, largest = squared[:, 0], largest[:, 0]
+            signal = float(squared @ stats.mean_square)
+            rounding = float((squared * scale**2).sum()) * step**2
+            steps = largest / _LEVELS_WEIGHT
+            weights = size * float(stats.mean_square @ steps**2)
+        else:
+            signal = float((squared @ stats.mean_square).sum())
+            rounding = float((squared @ scale**2).sum()) * step**2
+            steps = (largest * scale).max(axis=1) / _LEVELS_WEIGHT
+            weights = size * float((stats.mean_square / scale**2).sum() * (steps**2).sum())
+        if signal > 0.0:
+            total += (rounding + weights) / 12.0 / signal
+    return total
+
+
+def best_scale(
+    stats: ChannelStats, readers: Sequence[Reader], *, limit: float = math.inf
+) -> tuple[NDArray[np.float64], float]:
+    """Returns the scale of each channel with the least noise, and how many decibels it gains.
+
+    Args:
+        stats: The activation.
+        readers: The weights that read it.
+        limit: Where a Clip in front cuts the activation off.
+    """
+    channels = stats.low.size
+    reach = stats.reach
+    weights = np.maximum.reduce([reader.reach(channels) for reader in readers])
+    used = (reach > 0.0) & (weights > 0.0)
+    ones = np.ones(channels)
+    if not used.any():
+        return ones, 0.0
+    start = least = noise(stats, readers, ones)
+    best = ones
+    for power, opposite in _EXPONENTS:
+        scale = np.where(used, reach**power / np.where(used, weights, 1.0) ** opposite, 1.0)
+        scale = _allowed(scale, stats, used, limit)
+        found = noise(stats, readers, scale)
+        if found < least:
+            best, least = scale, found
+    gain = 10.0 * math.log10(start / least) if least > 0.0 else 0.0
+    return best, gain
+
+
+def _allowed(
+    scale: NDArray[np.float64], stats: ChannelStats, used: NDArray[np.bool_], limit: float
+) -> NDArray[np.float64]:
+    """Keeps the range of the whole activation, and values below a Clip's limit with some room."""
+    reach = stats.reach
+    scale = scale * ((reach / scale)[used].max() / reach[used].max())
+    scale = np.where(used, np.clip(scale, 1.0 / _FARTHEST, _FARTHEST), 1.0)
+    if math.isfinite(limit):
+        room = _ROOM * stats.tail**2 * reach / limit
+        scale = np.where(room >= 1.0, 1.0, np.clip(scale, np.minimum(room, 1.0), 1.0))
+    return scale
