@@ -96,7 +96,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_loading_a_model_does_not_load_symbolic_algebra(tmp_path: Path) -> None:
     code = (
         "import sys, onnx, onnxcomp\n"
-        "proto = onnx.parser.parse_model('<ir_version: 10, opset_import: [\"\" : 21]>"
+        'proto = onnx.parser.parse_model(\'<ir_version: 10, opset_import: ["" : 21]>'
         " g (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }')\n"
         "onnxcomp.Model.load(proto).save(sys.argv[1])\n"
         "print('sympy.core' in sys.modules)"

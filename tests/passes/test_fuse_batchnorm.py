@@ -1,56 +1,28 @@
-"""fuse-batchnorm, fuse-affine, fuse-bias: what goes into weights, exactly what, and what stays."""
+"""fuse-batchnorm: what goes into weights, exactly what, and what stays."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
-import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxcomp_passes.simplify.fuse_affine import FuseAffine
 from onnxcomp_passes.simplify.fuse_batchnorm import FuseBatchnorm
-from onnxcomp_passes.simplify.fuse_bias import FuseBias
 from tests.helpers.check import (
     assert_holds,
     assert_refuses,
     assert_rewrites,
-    assert_same,
-    assert_unchanged,
 )
-from tests.helpers.numbers import RUNTIMES, seeded_feeds
+from tests.helpers.fusing import (
+    NORM,
+    PARAMETERS,
+    TIGHT,
+    becomes,
+    before_conv,
+    conv,
+    matrix,
+    weights,
+)
 from tests.helpers.text import model
-
-if TYPE_CHECKING:
-    from onnxcomp.passbase import Pass
-
-NORM = "BatchNormalization"
-PARAMETERS = "float[4] g, float[4] b, float[4] m, float[4] v = {0.5, 1.0, 2.0, 0.25}"
-TIGHT: dict[str, Any] = {"rtol": 2e-5, "atol": 2e-5}
-
-
-def becomes(rewrite: Pass, text: str, operators: str) -> onnx.ModelProto:
-    """Fails unless the operators that are left are those, and everything that must hold holds."""
-    # The reference evaluator cannot run a ConvTranspose with groups.
-    runtimes = ["onnxruntime"] if "ConvTranspose <group" in text else RUNTIMES
-    got = assert_holds(rewrite, text, runtimes=runtimes, **TIGHT)
-    assert " ".join(node.op_type for node in got.graph.node) == operators
-    return got
-
-
-def weights(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-
-
-def conv(
-    body: str, more: str = "", x: str = "float[N, 2, 5, 5]", w: str = "float[4, 2, 3, 3]"
-) -> str:
-    return f"g ({x} x) => (float[P, Q, R, S] y) <{w} w, {PARAMETERS}{more}> {{ {body} }}"
-
-
-def matrix(body: str, more: str = "", x: str = "float[N, 3]", w: str = "float[3, 4]") -> str:
-    return f"g ({x} x) => (float[P, 4] y) <{w} w, {PARAMETERS}{more}> {{ {body} }}"
 
 
 def test_numbers_are_those_of_the_formula() -> None:
@@ -95,10 +67,6 @@ BEHIND = [
 @pytest.mark.parametrize(("text", "left"), BEHIND)
 def test_folds_into_the_operator_before(text: str, left: str) -> None:
     becomes(FuseBatchnorm(), text, left)
-
-
-def before_conv(body: str, w: str = "float[3, 4, 3, 3]", more: str = "") -> str:
-    return conv(body, more, x="float[N, 4, 5, 5]", w=w)
 
 
 BEFORE = [
@@ -272,175 +240,6 @@ def test_spatial_parameters_of_old_opsets_stay() -> None:
         t = Gemm (x, w, c) y = {NORM} <spatial = 0> (t, p, p, p, p) }}"""
     proto = model(text)
     assert_refuses(FuseBatchnorm(), proto, code="FBN101")
-
-
-AFFINE = [
-    (conv("t = Conv (x, w) y = Mul (t, s)", ", float[4, 1, 1] s"), "Conv"),
-    (conv("t = Conv (x, w, g) y = Div (t, s)", ", float s = {3}"), "Conv"),
-    (conv("t = Conv (x, w, g) y = Mul (s, t)", ", float[1, 4, 1, 1] s"), "Conv"),
-    (conv("t = Conv (x, w, g) y = Sub (s, t)", ", float s = {3}"), "Conv"),
-    (matrix("t = Gemm (x, w) y = Mul (t, s)", ", float[4] s"), "Gemm"),
-    (matrix("t = MatMul (x, w) y = Mul (t, s)", ", float[1, 4] s"), "MatMul"),
-    (matrix("t = MatMul (x, w) u = Add (t, c) y = Mul (u, s)", ", float[4] s, float[4] c", x="float[2, N, 3]"), "MatMul Add"),
-    (conv("t = Mul (x, s) y = Conv <pads = [1, 1, 1, 1]> (t, w)", ", float[2, 1, 1] s"), "Conv"),
-    (conv("u = Sub (x, c) t = Div (u, s) y = Conv (t, w)", ", float[2, 1, 1] s, float[2, 1, 1] c"), "Conv"),
-    (matrix("t = Mul (s, x) y = MatMul (t, w)", ", float[3] s", x="float[2, N, 3]"), "MatMul"),
-    (matrix("t = Add (x, s) y = Gemm (t, w)", ", float[3] s"), "Gemm"),
-    (matrix("t = Sub (s, x) y = Gemm (t, w)", ", float s"), "Gemm"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("text", "left"), AFFINE)
-def test_folds_factors(text: str, left: str) -> None:
-    becomes(
-        FuseAffine(),
-        text.replace("(float[P, 4] y)", "(float[P, Q, 4] y)") if "[2, N, 3]" in text else text,
-        left,
-    )
-
-
-NOT_AFFINE = [
-    conv("t = Conv (x, w) y = Mul (t, s)", ", float[3, 3] s"),  # varies along the picture
-    conv("t = Conv (x, w) y = Mul (t, s)", ", float[2, 4, 1, 1] s", x="float[1, 2, 5, 5]"),
-    conv("t = Conv (x, w) y = Mul (t, s)", ", float[4, 1, 1, 1] s", w="float[1, 2, 3, 3]"),
-    conv("t = Mul (x, s) y = Conv (t, w)", ", float[2, 1, 1] s", x="float[N, 1, 5, 5]"),  # widens
-    conv("t = Add (x, s) y = ConvTranspose (t, w)", ", float s", w="float[2, 3, 3, 3]"),
-    conv("t = Conv (x, w) y = Mul (t, t)"),
-    conv("t = Conv (x, w) y = Div (s, t)", ", float s"),
-    conv("t = Conv (x, w) y = Div (t, s)", ", float s = {0}"),
-    conv("t = Conv (x, w) y = Mul (t, s)", ", float s = {1e-30}"),
-    conv("t = Conv (x, w) y = Mul (t, s)", ", float s = {1e30}"),
-    conv("t = Conv (x, w) y = Mul (t, s)", ", float s = {nan}"),
-    conv("t = Conv (x, w) u = Exp (t) y = Mul (u, s)", ", float s"),
-    conv("t = Mul (x, s) u = Exp (t) y = Conv (u, w)", ", float s"),
-    conv("t = Mul (x, s) u = Conv (t, w) v2 = Conv (t, w) y = Add (u, v2)", ", float s"),
-    conv("t = Add (x, s) y = Conv <pads = [1, 1, 1, 1]> (t, w)", ", float s"),
-    conv("t = Add (x, s) y = Conv (t, w)", ", float s = {inf}"),
-    matrix("t = Mul (x, s) y = Gemm <transA = 1> (t, w)", ", float s", x="float[3, 3]"),
-    matrix("t = Mul (x, s) y = MatMul (w, t)", ", float s", x="float[3, 4]", w="float[3, 3]"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", NOT_AFFINE)
-def test_leaves_what_is_no_factor_per_channel(text: str) -> None:
-    assert_unchanged(FuseAffine(), text)
-
-
-FORMULAS = [
-    "d = Div (x, q) e = Erf (d) a = Add (e, o) t = Mul (x, a) u = Mul (t, h) y = Gemm (u, w)",
-    "d = Mul (x, q) e = Tanh (d) a = Add (o, e) t = Mul (a, x) u = Mul (h, t) y = Gemm (u, w)",
-    "d = Sub (x, q) e = Sqrt (r) t = Div (d, e) u = Mul (t, s) v2 = Add (u, c) y = Gemm (v2, w)",
-    "d = Sub (x, q) e = Sqrt (r) t = Div (d, e) u = Mul (t, s) y = Gemm (u, w)",
-    "d = Sub (x, q) e = Sqrt (r) f = Reciprocal (e) t = Mul (d, f) u = Mul (t, s) y = Gemm (u, w)",
-]
-
-
-@pytest.mark.parametrize("body", FORMULAS)
-def test_leaves_formulas_that_runtimes_recognise(body: str) -> None:
-    text = matrix(
-        body, ", float q = {1.4142135}, float o = {1}, float h = {0.5}, float[3] s, float[3] c"
-    )
-    assert_unchanged(
-        FuseAffine(), text.replace("g (float[N, 3] x)", "g (float[N, 3] x, float[N, 1] r)")
-    )
-
-
-def test_looks_like_a_formula_but_is_none() -> None:
-    more = ", float[3] s, float h = {0.5}"
-    becomes(FuseAffine(), matrix("t = Mul (x, x) u = Mul (t, h) y = Gemm (u, w)", more), "Mul Gemm")
-    becomes(FuseAffine(), matrix("t = Add (x, x) u = Mul (t, s) y = Gemm (u, w)", more), "Add Gemm")
-    becomes(
-        FuseAffine(),
-        matrix("t = Exp (x) e = Add (t, t) a = Mul (e, t) u = Mul (a, s) y = Gemm (u, w)", more),
-        "Exp Add Mul Gemm",
-    )
-    becomes(FuseAffine(), matrix("t = Mul (x, s) u = Mul (t, h) y = Gemm (u, w)", more), "Gemm")
-
-
-def test_half_precision_and_unknown_ranks_stay() -> None:
-    half = """g (float16[N, 2, 5, 5] x) => (float16[P, Q, R, S] y) <float16[4, 2, 1, 1] w, float16[4, 1, 1] s> {
-        t = Conv (x, w) y = Mul (t, s) }"""
-    assert_refuses(FuseAffine(), half, code="FAF101")
-    assert_refuses(
-        FuseAffine(),
-        half.replace("t = Conv (x, w) y = Mul (t, s)", "t = Mul (x, r) y = Conv (t, w)").replace(
-            "float16[4, 1, 1] s", "float16[2, 1, 1] r"
-        ),
-        code="FAF101",
-    )
-    unknown = "g (float[] x) => (float[P, 4] y) <float[3, 4] w, float[4] s, float[3] r> {"
-    assert_unchanged(FuseAffine(), unknown + "t = MatMul (x, w) y = Mul (t, s) }")
-    assert_unchanged(FuseAffine(), unknown + "t = Mul (x, r) y = MatMul (t, w) }")
-    vector = "g (float[3] x) => (float[4] y) <float[3, 4] w, float[4] s> { t = MatMul (x, w) y = Mul (t, s) }"
-    assert_unchanged(FuseAffine(), vector)
-    other = "g (float[N, 3] x) => (float[N, Q, R] y) <float[2, 3, 4] w, float[4] s> { t = MatMul (x, w) y = Mul (t, s) }"
-    assert_unchanged(FuseAffine(), other)
-
-
-def test_a_bias_behind_a_matmul_must_be_one() -> None:
-    body = "t = MatMul (x, w) u = Add (t, c) y = Mul (u, s)"
-    for more in (", float[1, 2, 4] c", ", float[5, 1] c"):
-        text = matrix(
-            body, more + ", float[4] s", x="float[1, 5, 3]" if "5" in more else "float[2, 3]"
-        )
-        assert_unchanged(FuseAffine(), text.replace("(float[P, 4] y)", "(float[P, Q, 4] y)"))
-    both = matrix("t = MatMul (x, w) u = Add (t, t) y = Mul (u, s)", ", float[4] s")
-    assert_unchanged(FuseAffine(), both)
-
-
-BIAS = [
-    (conv("t = Conv (x, w) y = Add (t, s)", ", float[4, 1, 1] s"), "Conv"),
-    (conv("t = Conv (x, w, g) y = Add (s, t)", ", float[1, 4, 1, 1] s"), "Conv"),
-    (conv("t = Conv (x, w) y = Sub (t, s)", ", float s"), "Conv"),
-    (conv("t = ConvTranspose (x, w) y = Add (t, s)", ", float[4, 1, 1] s", w="float[2, 4, 3, 3]"), "ConvTranspose"),
-    (matrix("t = Gemm (x, w) y = Add (t, s)", ", float[4] s"), "Gemm"),
-    (matrix("t = Gemm <beta = 0.5> (x, w, g) y = Add (t, s)", ", float[1, 1] s"), "Gemm"),
-    (matrix("t = MatMul (x, w) y = Add (t, s)", ", float[4] s"), "Gemm"),
-    (matrix("t = MatMul (x, w) u = Add (t, s) y = Sub (u, g)", ", float[4] s"), "Gemm"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("text", "left"), BIAS)
-def test_additions_become_a_bias(text: str, left: str) -> None:
-    becomes(FuseBias(), text, left)
-
-
-NO_BIAS = [
-    conv("t = Conv (x, w) y = Add (t, s)", ", float[3, 3] s"),
-    conv("t = Conv (x, w) y = Add (t, t)"),
-    conv("t = Conv (x, w) u = Conv (x, w) y = Add (t, u)"),
-    conv("t = Conv (x, w) u = Add (t, s) y = Add (t, u)", ", float s"),
-    matrix("t = MatMul (x, w) y = Add (t, s)", ", float[2, 4] s", x="float[2, 3]"),
-    matrix("t = MatMul (x, w) y = Add (t, s)", ", float[4] s", x="float[]"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("text", NO_BIAS)
-def test_other_additions_stay(text: str) -> None:
-    assert_unchanged(FuseBias(), text)
-
-
-def test_a_matmul_of_three_dimensions_has_no_bias_and_no_remark() -> None:
-    text = "g (float[2, N, 3] x) => (float[2, N, 4] y) <float[3, 4] w, float[4] s> { t = MatMul (x, w) y = Add (t, s) }"
-    assert not assert_unchanged(FuseBias(), text).diagnostics
-
-
-def test_half_precision_gets_a_bias_that_it_had_not() -> None:
-    text = """g (float16[N, 2, 5, 5] x) => (float16[P, Q, R, S] y) <float16[4, 2, 1, 1] w, float16[4, 1, 1] s, float16[4] c> {
-        t = Conv (x, w) y = Add (t, s) }"""
-    assert_holds(FuseBias(), text, runtimes=["reference"], rtol=4e-3, atol=4e-3)
-    assert_refuses(FuseBias(), text.replace("(x, w)", "(x, w, c)"), code="FBI101")
-    matmul = "g (float16[N, 3] x) => (float16[N, 4] y) <float16[3, 4] w, float16[4] s> { t = MatMul (x, w) y = Add (t, s) }"
-    assert_unchanged(FuseBias(), matmul)
-
-
-def test_double_precision_is_kept() -> None:
-    text = "g (double[N, 3] x) => (double[N, 4] y) <double[3, 4] w, double[4] s, double c = {3.0}> { t = MatMul (x, w) u = Mul (t, c) y = Add (u, s) }"
-    got = assert_holds(FuseAffine(), text, rtol=1e-12, atol=1e-12)
-    feeds = seeded_feeds(got)
-    got = assert_holds(FuseBias(), got, rtol=1e-12, atol=1e-12, feeds=[feeds])
-    assert [node.op_type for node in got.graph.node] == ["Gemm"]
-    assert_same(model(text), got, rtol=1e-12, atol=1e-12)
 
 
 def test_large_weights_with_other_readers_stay_behind_too(monkeypatch: pytest.MonkeyPatch) -> None:
