@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-# Running them takes minutes or kills onnxruntime, whatever is done to them before.
-UNRUNNABLE = {
-    "a divisor that is computed": "SIGFPE",
+# Running these kills onnxruntime before anything is done to them, so their numbers cannot be compared.
+UNRUNNABLE = {"a divisor that is computed"} | {
+    f"{dtype} smallest {what} -1" for dtype in ("int64", "int32") for what in ("by", "modulo")
 }
 LONG = {"matrix products", "a chain of twenty thousand", "a fan-out of five thousand"}
 # One pass may add this much to a small model.
@@ -40,10 +40,10 @@ def test_optimize_holds_its_limits(tmp_path: Path, name: str) -> None:
     source, target = tmp_path / "m.onnx", tmp_path / "out.onnx"
     source.write_bytes(BOMBS[name].SerializeToString())
     ended = onnxcomp("optimize", source, "-o", target, "--memory-limit", "2G", limit=60)
-    if name in UNRUNNABLE:
-        assert UNRUNNABLE[name] in refusal(ended)
+    if name in UNRUNNABLE and ended.code:
+        assert "SIGFPE" in refusal(ended)
         assert list(tmp_path.iterdir()) == [source]
-        return
+        ended = onnxcomp("optimize", source, "-o", target, "--no-verify")
     assert (ended.code, ended.err) == (0, "")
     assert target.stat().st_size <= 1.1 * source.stat().st_size + GROWTH
     onnx.checker.check_model(target)
@@ -62,7 +62,7 @@ def test_folding_refuses_what_the_processor_refuses(tmp_path: Path) -> None:
     proto = BOMBS["int64 smallest by -1"]
     source, target = tmp_path / "m.onnx", tmp_path / "out.onnx"
     source.write_bytes(proto.SerializeToString())
-    ended = onnxcomp("optimize", source, "-o", target, "--verbose")
+    ended = onnxcomp("optimize", source, "-o", target, "--no-verify", "--verbose")
     assert ended.code == 0
     assert [node.op_type for node in onnx.load(target).graph.node] == ["Div", "Add"]
     assert "FLD101" in ended.out + ended.err

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from typing_extensions import override
 
 from tests.helpers.text import model
 from tests.reliability.command import onnxcomp, refusal, snapshot
@@ -29,13 +30,14 @@ RIGHT = np.ones((8, 2), np.float32)
 class Payload:
     """Leaves a trace when it is unpickled."""
 
+    @override
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return (os.mkdir, ("unpickled",))
 
 
 def _npz(**arrays: np.ndarray) -> bytes:
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    np.savez(file, allow_pickle=True, **arrays)
     return file.getvalue()
 
 

@@ -91,7 +91,7 @@ import hashlib, json, sys
 from onnxcomp.optimization import SIMPLIFY
 from onnxcomp.pipeline import Pipeline
 from tests.helpers.graphs import draw
-made = [Pipeline.parse(SIMPLIFY).run(draw(seed, 30)).model.to_proto() for seed in range(30)]
+made = [Pipeline.parse(SIMPLIFY).run(draw(seed, 25)).model.to_proto() for seed in range(20)]
 print(json.dumps([hashlib.sha256(one.SerializeToString()).hexdigest() for one in made]))
 """
 
@@ -111,12 +111,22 @@ def test_the_same_bytes_for_every_hash_seed() -> None:
 
 
 # Weights made by ConstantOfShape: what may be folded has a budget, and each run gets a new one.
-GROWING = pytest.mark.xfail(reason="every run of fold-constants has a new budget", strict=False)
+GROWING = {
+    f"light_{name}"
+    for name in ("densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet")
+}
 LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx"))
 
 
-@GROWING
-@pytest.mark.parametrize("path", LIGHT, ids=[path.stem for path in LIGHT])
+def _networks() -> list[object]:
+    mark = pytest.mark.xfail(reason="every run of fold-constants has a new budget", strict=False)
+    return [
+        pytest.param(path, id=path.stem, marks=[mark] if path.stem in GROWING else [])
+        for path in LIGHT
+    ]
+
+
+@pytest.mark.parametrize("path", _networks())
 def test_packaged_networks_settle_in_one_run(path: Path) -> None:
     pipeline = Pipeline.parse(SIMPLIFY)
     once = pipeline.run(path).model.to_proto()
