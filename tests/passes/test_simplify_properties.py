@@ -14,7 +14,7 @@ from onnxcomp_passes.simplify.fold_constants import FoldConstants
 from onnxcomp_passes.simplify.inline_branches import InlineBranches
 from onnxcomp_passes.simplify.share_common import ShareCommon
 from tests.helpers.check import assert_holds, assert_rolls_back
-from tests.helpers.graphs import graphs
+from tests.helpers.strategies import graphs
 
 if TYPE_CHECKING:
     from onnxcomp.passbase import Pass
