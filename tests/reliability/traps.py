@@ -90,6 +90,10 @@ _trap(
     "g (float[N, 0] x) => (float[N, 3] y) <float[0, 3] w> { a = MatMul (x, w) b = Identity (a) y = Relu (b) }",
 )
 _trap(
+    "a constant without elements",
+    "g (float[1] x) => (float[0] y) <float[0] e> { a = Mul (x, e) b = Add (a, e) y = Relu (b) }",
+)
+_trap(
     "reductions of nothing",
     "g (float[2] x) => (float[2] y) <float[0] e> { s = ReduceSum <keepdims = 0> (e) y = Add (x, s) }",
 )

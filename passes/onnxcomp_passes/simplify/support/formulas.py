@@ -19,7 +19,7 @@ _CLOSE = 3e-7
 def number(value: ir.Value | None) -> float | None:
     """Returns a constant of one element that widens nothing, None for everything else."""
     found = array(value, limit=1)
-    if found is None or found.ndim > 1 or found.dtype.kind != "f":
+    if found is None or found.size != 1 or found.ndim > 1 or found.dtype.kind != "f":
         return None
     return float(found.reshape(()))
 
