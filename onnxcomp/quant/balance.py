@@ -122,7 +122,7 @@ def observe_channels(
         Session.open(model, threads=threads, outputs=taps) as session,
     ):
         for feed in samples:
-            arrays = {**feed, **session.run(feed, taps)}
+            arrays = {**feed, **(session.run(feed, taps) if taps else {})}
             for name, axis in axes.items():
                 array = arrays[name]
                 if not np.isfinite(array).all():

@@ -63,7 +63,7 @@ def calibrate(
             taps = [name for name in group if name not in inputs]
             with Session.open(model, threads=threads, outputs=taps) as session:
                 for feed in feeds:
-                    arrays = {**feed, **session.run(feed, taps)}
+                    arrays = {**feed, **(session.run(feed, taps) if taps else {})}
                     for name in group:
                         _look(seen, name, arrays.get(name))
                     task.advance()

@@ -19,6 +19,7 @@ BINS = 2048
 # Values of one item that go into the histogram at least; minimum and maximum see all of them.
 ENOUGH = 1 << 15
 _SMALLEST_EXPONENT = -120
+_NEXT_TO_NOTHING = 1e-9
 
 
 class Histogram:
@@ -187,15 +188,23 @@ def _squared_error(seen: Histogram, low: float, high: float, scheme: QScheme) ->
 
 
 def _divergence(seen: Histogram, low: float, high: float, scheme: QScheme) -> float:
-    """Kullback-Leibler divergence between the values and the values on the grid."""
+    """Kullback-Leibler divergence between the clipped values and what the grid keeps of them."""
     params = params_for_range(low, high, scheme)
     bottom, top = params.range
-    inside = np.clip(seen.centres, bottom, top)
-    cell = np.rint(inside / float(params.scale)).astype(np.int64)
+    inside = (seen.centres >= bottom - seen.width) & (seen.centres <= top + seen.width)
+    counts = seen.counts[inside].astype(np.float64)
+    if counts.sum() == 0.0:
+        return math.inf
+    # What lies outside ends up on the ends of the grid.
+    real = counts.copy()
+    first, last = np.flatnonzero(inside)[[0, -1]]
+    real[0] += seen.counts[:first].sum()
+    real[-1] += seen.counts[last + 1 :].sum()
+    cell = np.rint(np.clip(seen.centres[inside], bottom, top) / float(params.scale)).astype(np.int64)
     cell -= cell.min()
-    mass = np.bincount(cell, weights=seen.counts)
-    used = np.bincount(cell, weights=(seen.counts > 0).astype(np.float64))
-    spread = np.where(seen.counts > 0, mass[cell] / np.maximum(used[cell], 1.0), 0.0)
-    real, approximate = seen.counts / seen.count, spread / seen.count
-    both = (real > 0) & (approximate > 0)
-    return float(np.sum(real[both] * np.log(real[both] / approximate[both])))
+    mass = np.bincount(cell, weights=counts)
+    used = np.bincount(cell, weights=(counts > 0).astype(np.float64))
+    kept = np.where(counts > 0, mass[cell] / np.maximum(used[cell], 1.0), 0.0)
+    real, kept = real / real.sum(), np.maximum(kept / kept.sum(), _NEXT_TO_NOTHING)
+    filled = real > 0.0
+    return float(np.sum(real[filled] * np.log(real[filled] / kept[filled])))

@@ -140,7 +140,7 @@ def assert_rolls_back(rewrite: Pass, graph: Graph, samples: Any = None) -> None:
     before = serialized(loaded.to_proto())
     edit = Edit(loaded)
     edit.begin(rewrite.name)
-    rewrite.run(Context(loaded, edit, Facts(loaded), _target(), samples))
+    rewrite.run(Context(loaded, edit, Facts(loaded), samples=samples))
     edit.rollback()
     assert serialized(loaded.to_proto()) == before, "rolling back left something behind"
 
@@ -169,11 +169,3 @@ def _assert_settled(rewrite: Pass, got: onnx.ModelProto, samples: Any) -> None:
 
 def _parsed(graph: Graph) -> onnx.ModelProto:
     return model(graph) if isinstance(graph, str) else graph
-
-
-def _target() -> Any:
-    try:
-        from onnxcomp.targets import load_target  # type: ignore[attr-defined,unused-ignore]
-    except ImportError:
-        return None
-    return load_target("cpu")

@@ -11,7 +11,15 @@ from pydantic import Field
 from typing_extensions import override
 
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import attribute, constant, input_at, is_op, producer_of, single_use
+from onnxcomp.ir.ops import (
+    attribute,
+    constant,
+    input_at,
+    is_interface,
+    is_op,
+    producer_of,
+    single_use,
+)
 from onnxcomp.passbase import Context, Pass
 
 if TYPE_CHECKING:
@@ -98,6 +106,7 @@ def _merge(ctx: Context, first: ir.Node, second: ir.Node) -> None:
     if graph is None:
         raise ValueError(f"not in a graph: {second.name}")
     name = second.outputs[0].name
+    old = [*first.inputs[1:], *second.inputs[1:]]
     for index, array, what in ((1, weight, "weight"), (2, bias, "bias")):
         edit.set_input(second, index, edit.initializer(array, name=f"{name}_{what}", graph=graph))
     for key in list(second.attributes):
@@ -106,4 +115,6 @@ def _merge(ctx: Context, first: ir.Node, second: ir.Node) -> None:
         edit.set_attribute(second, key, attr)
     edit.set_input(second, 0, first.inputs[0])
     edit.remove(first)
+    unused = (v for v in dict.fromkeys(old) if v is not None and v.is_initializer())
+    edit.drop_initializers(v for v in unused if not v.uses() and not is_interface(v))
     edit.count("convolutions merged")

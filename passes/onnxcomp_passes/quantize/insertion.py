@@ -47,12 +47,10 @@ class Weights:
     Attributes:
         per_channel: One scale for each output channel instead of one for all.
         reduce_range: Use 7 bits.
-        clip: Look for the scale with the smallest error.
     """
 
     per_channel: bool = True
     reduce_range: bool = False
-    clip: bool = False
 
 
 @dataclass
@@ -251,14 +249,13 @@ class Inserter:
             raise ValueError(f"not a constant weight: {node.op_type} {node.name}")
         weight = tensor.numpy()
         axis = _axis(candidate, weight.ndim) if self.weights.per_channel else None
-        params = weight_params(
-            weight, axis, reduce_range=self.weights.reduce_range, clip=self.weights.clip
-        )
+        params = weight_params(weight, axis, reduce_range=self.weights.reduce_range)
         bias_index = candidate.family.bias
         bias = None if bias_index is None else input_at(node, bias_index)
         found = constant(bias)
         if bias is None or found is None or bias_index is None:
             self._weight(node, index, value, weight, params)
+            self._correct_following(candidate, weight, params, axis)
             return
         numbers = found.numpy().reshape(-1)
         source = self._input_scale(candidate)
@@ -271,6 +268,25 @@ class Inserter:
         shift = self._shift(candidate, weight, params, axis)
         made = self._constant(grid.quantize(numbers - shift), f"{bias.name}_int32")
         self._dq_constant(node, bias_index, bias, made, grid)
+
+    def _correct_following(
+        self, candidate: Candidate, weight: np.ndarray, params: Params, axis: int | None
+    ) -> None:
+        """Corrects the bias that an Add behind a MatMul keeps."""
+        add = single_use(candidate.node.outputs[0])
+        if not is_op(candidate.node, "MatMul") or add is None or not is_op(add, "Add"):
+            return
+        index = 0 if add.inputs[1] is candidate.node.outputs[0] else 1
+        value = add.inputs[index]
+        found = constant(value)
+        shift = self._shift(candidate, weight, params, axis)
+        if value is None or found is None or found.size != np.size(shift):
+            return
+        numbers = (
+            (found.numpy().reshape(-1) - shift).astype(np.float32).reshape(found.numpy().shape)
+        )
+        self.edit.set_input(add, index, self._constant(numbers, f"{value.name}_corrected"))
+        self._freed.append(value)
 
     def _shift(
         self, candidate: Candidate, weight: np.ndarray, params: Params, axis: int | None

@@ -19,11 +19,13 @@ from onnxcomp.quant.candidates import Filter, find_candidates
 from onnxcomp.quant.fusion import check_fusion
 from onnxcomp.quant.regions import find_regions
 from onnxcomp.targets.features import saturates
+from onnxcomp_passes.quantize.equalize import Equalize
+from onnxcomp_passes.quantize.fuse_pointwise import FusePointwise
 from onnxcomp_passes.quantize.insertion import Weights
 from onnxcomp_passes.quantize.means import channel_means
 from onnxcomp_passes.quantize.opset import find_ranks, obstacle, raise_to_13
 from onnxcomp_passes.quantize.placing import HEAVY, PlacementSearch
-from onnxcomp_passes.quantize.trial import Bench, fidelities
+from onnxcomp_passes.quantize.trial import Bench, ObserverSearch
 
 if TYPE_CHECKING:
     from onnxcomp.ir import ir
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 # Samples on which observers are compared.
 _JUDGED = 8
 _CHECKS = 6
+_METHODS: tuple[Method, ...] = ("min-max", "mse", "percentile")
 _QUANTIZED = frozenset(
     {
         "QuantizeLinear",
@@ -80,7 +83,8 @@ class QuantizeStatic(Pass):
         "QNT108": "Nodes in the bodies of If, Loop and Scan stay float.",
         "QNT109": "This processor adds products of int8 numbers in 16 bits, which can overflow, so weights "
         "have 7 bits. On one with VNNI give reduce-range=false.",
-        "QNT110": "The observer that came nearest to float on the samples was taken.",
+        "QNT110": "For each kind of activation the observer was taken that came nearest to float.",
+        **Equalize.codes,
         "QNT111": "Nothing in the model can be computed in int8.",
     }
 
@@ -94,8 +98,8 @@ class QuantizeStatic(Pass):
     """One scale for each output channel of a weight instead of one for all."""
     reduce_range: bool | None = None
     """Weights of 7 bits; by default where the processor needs it."""
-    clip_weights: bool = False
-    """Choose weight scales by squared error instead of covering the largest weight."""
+    prepare: bool = True
+    """First do what `fuse-pointwise` and `equalize` do, which makes rounding cost less."""
     correct_bias: bool = True
     """Take out of each bias what the rounding of the weight adds to the mean of the output."""
     skip: tuple[str, ...] = ()
@@ -113,16 +117,19 @@ class QuantizeStatic(Pass):
             return
         mark = ctx.edit.mark()
         raise_to_13(ctx.model, ctx.edit)
+        if self.prepare:
+            FusePointwise().run(ctx)
+            Equalize().run(ctx)
         bench = self._bench(ctx)
         keys = self._place(ctx, bench) if bench.candidates.found else frozenset()
-        method = self._observer(ctx, bench, keys)
-        keys = _checked(ctx, bench, keys, method)
+        methods = self._observers(ctx, bench, keys)
+        keys = _checked(ctx, bench, keys, methods)
         if not keys:
             if not bench.candidates.found:
                 ctx.skip("QNT111", None, "nothing can be computed in int8")
             ctx.edit.rollback(mark)
             return
-        bench.apply(bench.plan(keys), method)
+        bench.apply(bench.plan(keys), methods)
         ctx.edit.count("nodes in int8", len(keys))
 
     def _is_hopeless(self, ctx: Context) -> bool:
@@ -164,7 +171,7 @@ class QuantizeStatic(Pass):
         for key in [c.key for c in candidates if not _is_seen(c, seen)]:
             node = candidates.found.pop(key).node
             ctx.skip("QNT103", node, "its activations are empty or not float32")
-        weights = Weights(self.per_channel, self._reduces_range(ctx), self.clip_weights)
+        weights = Weights(self.per_channel, self._reduces_range(ctx))
         means = channel_means(ctx, candidates) if self.correct_bias else {}
         return Bench(
             model, ctx.edit, target, candidates, regions, seen, weights, self.percentile, means
@@ -201,27 +208,29 @@ class QuantizeStatic(Pass):
             return some[0]
         return {name: np.concatenate([feed[name] for feed in some]) for name in some[0]}
 
-    def _observer(self, ctx: Context, bench: Bench, keys: frozenset[str]) -> Method:
+    def _observers(self, ctx: Context, bench: Bench, keys: frozenset[str]) -> Mapping[str, Method]:
+        """The observer of each kind of point."""
+        plan = bench.plan(keys)
         if self.observer != "auto":
-            return self.observer
+            return {bench.kind(plan.root(point)): self.observer for point in plan}
         if not keys or ctx.samples is None:
-            return "min-max"
-        methods: tuple[Method, ...] = ("min-max", "mse", "percentile")
+            return {}
         samples = list(itertools.islice(ctx.samples, _JUDGED))
-        found = fidelities(bench, bench.plan(keys), methods, samples, ctx.threads)
-        best = max(found, key=lambda method: found[method])
-        each = ", ".join(f"{method} {decibel:.1f} dB" for method, decibel in found.items())
-        ctx.note("QNT110", None, f"observer {best} ({each})")
+        best, decibels = ObserverSearch(bench, plan, samples, ctx.threads).run(_METHODS)
+        each = ", ".join(f"{method} for {kind}" for kind, method in sorted(best.items()))
+        ctx.note("QNT110", None, f"observers: {each}; {decibels:.1f} dB on calibration samples")
         return best
 
 
-def _checked(ctx: Context, bench: Bench, keys: frozenset[str], method: Method) -> frozenset[str]:
+def _checked(
+    ctx: Context, bench: Bench, keys: frozenset[str], methods: Mapping[str, Method]
+) -> frozenset[str]:
     """Takes nodes back that the provider leaves in float, until there are none."""
     for _ in range(_CHECKS):
         if not keys:
             break
         plan = bench.plan(keys)
-        with bench.applied(plan, method) as model:
+        with bench.applied(plan, methods) as model:
             check = check_fusion(model, plan, bench.candidates, bench.target.provider)
         if not check.strays:
             break

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from onnxcomp.compare import Reference, compare
+from onnxcomp.ir.ops import constant, input_at
 from onnxcomp.quant.observers import choose_range
 from onnxcomp.quant.plan import make_plan
 from onnxcomp.quant.scheme import Fixed, Params, QScheme, fixed_params, params_for_range
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
     from onnxcomp.targets import Target
 
     Feeds = Mapping[str, np.ndarray]
+    Methods = Mapping[str, Method]
+
+# Kinds of points, the most frequent ones, that get an observer of their own.
+_MOST_KINDS = 6
+_NOTABLE_DB = 0.1
 
 
 @dataclass
@@ -54,15 +61,16 @@ class Bench:
     weights: Weights
     percentile: float = 99.99
     means: Mapping[str, np.ndarray] = field(default_factory=dict)
+    _kinds: dict[str, str] = field(default_factory=dict)
     _params: dict[tuple[str, str], Params] = field(default_factory=dict)
 
     def plan(self, keys: Collection[str]) -> Plan:
         """Returns the plan for a set of int8 nodes."""
         return make_plan(self.candidates, keys, self.target)
 
-    def apply(self, plan: Plan, method: Method) -> None:
-        """Writes a plan into the model."""
-        params = {point: self._params_of(plan, point, method) for point in plan}
+    def apply(self, plan: Plan, methods: Methods) -> None:
+        """Writes a plan into the model, with an observer for each kind of point."""
+        params = {point: self._params_of(plan, point, methods) for point in plan}
         fused = {key: self.regions.owner[key] for key in self.regions.sealed}
         Inserter(
             self.model,
@@ -76,42 +84,90 @@ class Bench:
         ).run()
 
     @contextlib.contextmanager
-    def applied(self, plan: Plan, method: Method = "min-max") -> Iterator[Model]:
+    def applied(self, plan: Plan, methods: Methods | None = None) -> Iterator[Model]:
         """Gives the quantized model for a while."""
         mark, stats = self.edit.mark(), self.edit.stats.copy()
-        self.apply(plan, method)
+        self.apply(plan, methods or {})
         try:
             yield self.model
         finally:
             self.edit.rollback(mark)
             self.edit.stats = stats
 
-    def _params_of(self, plan: Plan, point: str, method: Method) -> Params:
+    def kind(self, point: str) -> str:
+        """Returns what makes a point: the operator, and what was absorbed or scaled in front of it."""
+        if not self._kinds:
+            self._kinds = dict.fromkeys((v.name or "" for v in self.model.graph.inputs), "input")
+            for node in self.model.graph:
+                kind = node.op_type
+                source = node.inputs[0] if node.inputs else None
+                scales = kind == "Mul" and constant(input_at(node, 1)) is not None
+                if source is not None and (scales or kind in self.target.absorbable):
+                    kind = f"{self._kinds.get(source.name or '', '')}+{kind}"
+                self._kinds.update((value.name or "", kind) for value in node.outputs)
+        return self._kinds.get(point, "")
+
+    def _params_of(self, plan: Plan, point: str, methods: Methods) -> Params:
         root = plan.root(point)
         scheme = plan[root]
         if isinstance(scheme, Fixed):
             return fixed_params(scheme)
         if not isinstance(scheme, QScheme):
             raise TypeError(f"a point without numbers of its own: {point}")
+        method = methods.get(self.kind(root), "min-max")
         if (root, method) not in self._params:
             low, high = choose_range(self.seen[root], method, scheme, percentile=self.percentile)
             self._params[root, method] = params_for_range(low, high, scheme)
         return self._params[root, method]
 
 
-def fidelities(
-    bench: Bench, plan: Plan, methods: Sequence[Method], samples: Iterable[Feeds], threads: int
-) -> dict[Method, float]:
-    """Returns for each observer how near its model is to float: SQNR of the worst output in decibels."""
-    found: dict[Method, float] = {}
-    provider = bench.target.provider
-    with Session.open(bench.model, provider=provider, threads=threads) as session:
-        reference = Reference(session, samples)
-        for method in methods:
-            with (
-                bench.applied(plan, method) as model,
-                Session.open(model, provider=provider, threads=threads) as quantized,
-            ):
-                result = compare(reference, quantized)
-            found[method] = -math.inf if result.reason else result.worst("sqnr_db") or 0.0
-    return found
+@dataclass
+class ObserverSearch:
+    """Finds the observer for each kind of point whose model is nearest to float on samples.
+
+    The squared error of a tensor alone misleads: the outliers of a LayerNormalization are what the next
+    layer needs, those of a Gelu are not.
+
+    Attributes:
+        bench: The model.
+        plan: What is quantized.
+        samples: What to judge on.
+        threads: Threads of the sessions.
+    """
+
+    bench: Bench
+    plan: Plan
+    samples: Iterable[Feeds]
+    threads: int
+
+    def run(self, methods: Sequence[Method]) -> tuple[Methods, float]:
+        """Returns the observer of each kind, and the signal-to-noise ratio of the worst output in dB."""
+        roots = {self.plan.root(point) for point in self.plan}
+        own = [root for root in roots if isinstance(self.plan[root], QScheme)]
+        counts = Counter(self.bench.kind(root) for root in own)
+        kinds = [kind for kind, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+        provider = self.bench.target.provider
+        with Session.open(self.bench.model, provider=provider, threads=self.threads) as session:
+            reference = Reference(session, self.samples)
+            best: Methods = {}
+            most = -math.inf
+            trials = [dict.fromkeys(kinds, method) for method in methods]
+            for candidate in trials:
+                best, most = self._better(reference, candidate, best, most)
+            for kind in kinds[:_MOST_KINDS] if len(kinds) > 1 else []:
+                for method in methods:
+                    if method != best[kind]:
+                        best, most = self._better(reference, {**best, kind: method}, best, most)
+        return best, most
+
+    def _better(
+        self, reference: Reference, candidate: Methods, best: Methods, most: float
+    ) -> tuple[Methods, float]:
+        provider = self.bench.target.provider
+        with (
+            self.bench.applied(self.plan, candidate) as model,
+            Session.open(model, provider=provider, threads=self.threads) as quantized,
+        ):
+            result = compare(reference, quantized)
+        found = -math.inf if result.reason else result.worst("sqnr_db") or 0.0
+        return (candidate, found) if found > most + _NOTABLE_DB or not best else (best, most)
