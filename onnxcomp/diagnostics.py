@@ -84,6 +84,8 @@ CODES: dict[str, str] = {
     "CMP104": "The model makes a value of more than 1 GiB on the way, so it was not run to compare numbers.",
     "CMP105": "On every input that was tried, a change in its last place changes the outputs beyond the tolerance of "
     "the comparison, so a difference would say nothing. Give real samples with --data.",
+    "CMP106": "The model divides integers by a constant 0 or -1. onnxruntime may die of that (the smallest integer divided "
+    "by -1), so it was not run to compare numbers.",
     "CMP201": "A candidate could not be built or run. The search went on with the others.",
     "CMP202": "No quantized candidate was both inside the limit on quality and faster than float, so the result is the "
     "simplified float model. A larger limit, more or better samples, or a metric of your own may change that.",

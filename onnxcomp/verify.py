@@ -12,7 +12,7 @@ from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.compare import Comparer, Tolerance
 from onnxcomp.diagnostics import Diagnostic, Location, Severity
 from onnxcomp.errors import ModelError, RuntimeUnavailableError, SamplesError, UserError
-from onnxcomp.ir.ops import NONDETERMINISTIC, is_training
+from onnxcomp.ir.ops import NONDETERMINISTIC, array, is_op, is_training
 from onnxcomp.probe import probe_feeds
 from onnxcomp.runtime import Session
 from onnxcomp.stages import stage
@@ -148,6 +148,8 @@ class Equivalence:
             return _note("CMP103", "it draws random numbers")
         if (size := _largest(self._signature_of)) > MAX_VALUE_BYTES:
             return _note("CMP104", f"one of its values takes {size:,} bytes")
+        if _may_trap(self._signature_of):
+            return _note("CMP106", "it divides integers by 0 or -1")
         try:
             session = self._open(self._original)
         except (RuntimeUnavailableError, ModelError) as error:
@@ -210,6 +212,20 @@ def varies(model: Model) -> bool:
         node.op_type in NONDETERMINISTIC or (node.op_type == "Dropout" and is_training(node))
         for node in model.nodes()
     )
+
+
+def _may_trap(model: Model) -> bool:
+    """Whether onnxruntime could die on an integer division: INT_MIN / -1 is SIGFPE up to 1.31 at least."""
+    for node in model.nodes():
+        if is_op(node, "Div", "Mod"):
+            divisor = array(node.inputs[1], limit=1 << 16)
+            if (
+                divisor is not None
+                and divisor.dtype.kind in "iu"
+                and np.isin(divisor, (0, -1)).any()
+            ):
+                return True
+    return False
 
 
 def _largest(model: Model) -> int:

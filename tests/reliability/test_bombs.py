@@ -26,12 +26,7 @@ GROWTH = 80 * 1024
 
 
 def names() -> list[object]:
-    marks = {
-        "many of the allowed size": pytest.mark.xfail(
-            reason="every round of the fixpoint has a budget of its own", strict=True
-        ),
-        **dict.fromkeys(LONG, pytest.mark.slow),
-    }
+    marks = dict.fromkeys(LONG, pytest.mark.slow)
     return [pytest.param(name, marks=marks.get(name, ())) for name in BOMBS]
 
 

@@ -110,23 +110,10 @@ def test_the_same_bytes_for_every_hash_seed() -> None:
     assert len(set(found[0])) == len(found[0])
 
 
-# Weights made by ConstantOfShape: what may be folded has a budget, and each run gets a new one.
-GROWING = {
-    f"light_{name}"
-    for name in ("densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet")
-}
 LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("*.onnx"))
 
 
-def _networks() -> list[object]:
-    mark = pytest.mark.xfail(reason="every run of fold-constants has a new budget", strict=False)
-    return [
-        pytest.param(path, id=path.stem, marks=[mark] if path.stem in GROWING else [])
-        for path in LIGHT
-    ]
-
-
-@pytest.mark.parametrize("path", _networks())
+@pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
 def test_packaged_networks_settle_in_one_run(path: Path) -> None:
     pipeline = Pipeline.parse(SIMPLIFY)
     once = pipeline.run(path).model.to_proto()

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _ROUNDS = 8
 _WAVES = 16
 
+# Bytes that earlier runs on the same model made it larger; in `meta`, so it is not written to files.
+_SPENT = "onnxcomp.folded_bytes"
+
 
 class FoldConstants(Pass):
     """Compute constant expressions, and shapes as far as they are known, ahead of time.
@@ -62,26 +65,40 @@ class FoldConstants(Pass):
 
     @override
     def run(self, ctx: Context) -> None:
-        folding = _Folding(self, ctx)
-        folding.placer.lift_constants()
-        # What is constant needs no inference over the whole model, and leaves less of it to infer.
-        shapes = ctx.facts.refresh(Shapes()) if folding.evaluate() else ctx.facts.get(Shapes())
-        for _ in range(_ROUNDS):
-            reasoned = folding.reason(shapes)
-            if not (folding.evaluate() or reasoned) or not folding.placer.informs(shapes):
-                break
-            shapes = ctx.facts.refresh(Shapes())
+        left = self.growth - ctx.model.core.meta.get(_SPENT, 0)
+        folding = _Folding(self, ctx, left)
+        folding.run()
+        if folding.budget.exceeded:
+            # Half of what could grow would leave the rest to the next run; all or nothing settles.
+            ctx.edit.rollback()
+            ctx.facts.keep(())
+            folding = _Folding(self, ctx, 0)
+            folding.run()
         folding.report()
+        spent = max(0, left - folding.budget.growth) if left else 0
+        ctx.model.core.meta[_SPENT] = self.growth - left + spent
 
 
 class _Folding:
     """The state of one run."""
 
-    def __init__(self, options: FoldConstants, ctx: Context) -> None:
+    def __init__(self, options: FoldConstants, ctx: Context, growth: int) -> None:
         self.ctx = ctx
-        self.budget = Budget(options.node_bytes, options.growth, options.flops)
+        self.budget = Budget(options.node_bytes, growth, options.flops)
         self.evaluator = Evaluator()
         self.placer = Placer(ctx.model, ctx.edit)
+
+    def run(self) -> None:
+        """Folds until nothing is left that may be folded."""
+        facts = self.ctx.facts
+        self.placer.lift_constants()
+        # What is constant needs no inference over the whole model, and leaves less of it to infer.
+        shapes = facts.refresh(Shapes()) if self.evaluate() else facts.get(Shapes())
+        for _ in range(_ROUNDS):
+            reasoned = self.reason(shapes)
+            if not (self.evaluate() or reasoned) or not self.placer.informs(shapes):
+                break
+            shapes = facts.refresh(Shapes())
 
     def reason(self, shapes: ShapeMap) -> bool:
         """Replaces shape arithmetic whose result is known, and simplifies targets of Reshape."""

@@ -39,6 +39,8 @@ NEVER = frozenset(
     }
 )
 _SMALL_BYTES = 64 * 1024
+# Shapes, axes and scalars take no more than the node that makes them.
+TINY_BYTES = 128
 
 
 @dataclass
@@ -49,11 +51,13 @@ class Budget:
         node_bytes: Result that a node may have whatever its inputs are.
         growth: Bytes by which the model may still grow.
         flops: Operations that evaluation may still take.
+        exceeded: Whether a node was refused because the model would have grown too much.
     """
 
     node_bytes: int = _SMALL_BYTES
     growth: int = _SMALL_BYTES
     flops: float = 1e9
+    exceeded: bool = False
     refusals: dict[ir.Node, str] = field(default_factory=dict)
 
 

@@ -9,6 +9,7 @@ import onnx
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import constant, standard_op
 from onnxcomp_passes.simplify.folding.limits import (
+    TINY_BYTES,
     Budget,
     danger,
     is_candidate,
@@ -46,6 +47,7 @@ class Wave:
         self._flops = self._budget.flops
         # Weights that go if all of their readers are chosen.
         self._pending: dict[ir.Value, int] = {}
+        self._exceeded = False
 
     def choose(self, nodes: Sequence[ir.Node]) -> list[ir.Node]:
         """Takes every node that may be evaluated now; its inputs are constants or made in the wave."""
@@ -55,6 +57,7 @@ class Wave:
             self._choose(nodes)
         self._budget.growth -= self._growth
         self._budget.flops = self._flops
+        self._budget.exceeded |= self._exceeded
         self._budget.refusals.update(self._refused)
         return self.nodes
 
@@ -89,9 +92,10 @@ class Wave:
         freed, pending = self._freed(node)
         if made > max(self._budget.node_bytes, freed + sum(pending.values())):
             return f"makes {made:,} bytes from {freed:,}"
-        growth = self._growth + made - freed
+        growth = self._growth + (made if made > TINY_BYTES else 0) - freed
         hope = sum({**self._pending, **pending}.values())
-        if growth - hope > self._budget.growth:
+        if made > TINY_BYTES and growth - hope > self._budget.growth:
+            self._exceeded = True
             return f"would make the model {growth:,} bytes larger"
         self._take(node, outputs, growth, cost, pending)
         return ""
