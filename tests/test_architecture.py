@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typing_extensions import override
 
 from onnxcomp import registry
 
@@ -48,6 +49,7 @@ def imports(path: Path) -> list[str]:
 
 def _without_type_checking(tree: ast.Module) -> ast.Module:
     class Drop(ast.NodeTransformer):
+        @override
         def visit_If(self, node: ast.If) -> ast.AST:
             if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
                 return ast.Pass()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -113,7 +113,7 @@ def test_takes_a_model_in_any_form(kind: str, tmp_path: Path) -> None:
         "path": lambda: tmp_path / "m.onnx",
         "proto": lambda: proto,
         "ir": lambda: ir.from_proto(proto),
-        "surgeon": lambda: gs.import_onnx(proto),
+        "surgeon": lambda: cast("Any", gs).import_onnx(proto),
         "model": lambda: Model.load(proto),
     }[kind]()
     assert operators(Pipeline.parse("toy-relu6").run(source).model) == ["Clip", "Clip", "Neg"]
