@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,10 +27,11 @@ class TensorSpec:
     """
 
     name: str
-    dtype: np.dtype | None  # type: ignore[type-arg]
+    dtype: np.dtype[Any] | None
     shape: Shape | None
     optional: bool = False
 
+    @override
     def __str__(self) -> str:
         dims = (
             "?"
