@@ -14,6 +14,7 @@ from onnxcomp.ir.backend import ir
 from onnxcomp.ir.ops import OVERRIDABLE, subgraphs
 from onnxcomp.ir.scopes import ir_graphs, proto_graphs
 from onnxcomp.signature import Shape, Signature, TensorSpec
+from onnxcomp.stages import stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     # An `onnx_graphsurgeon.Graph` is one too, but has no types.
     Source: TypeAlias = "str | Path | onnx.ModelProto | ir.Model | Model | Any"
 
+# Structure is read and checked at once, weights are not; only a hostile file takes this long.
+LOAD_SECONDS = 120
 # Below this size a tensor is cheaper inline than as a reference; shape inference reads small ones.
 INLINE_BYTES = 1024
 # The first IR version in which an initializer need not be an input, and an input's is a default.
@@ -72,7 +75,8 @@ class Model:
         if isinstance(source, ir.Model):
             return cls(_prepared(_clone(source)))
         if isinstance(source, (str, Path)):
-            return cls._from_path(Path(source))
+            with stage("loading the model", limit_seconds=LOAD_SECONDS):
+                return cls._from_path(Path(source))
         if isinstance(source, onnx.ModelProto):
             return cls._from_proto(source)
         from onnxcomp.ir import surgeon
