@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -14,11 +14,13 @@ from onnxcomp.quant.scheme import Params, QScheme, params_for_range
 from onnxcomp.quant.weights import bias_params, weight_params, weight_shift, widened_for_bias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
     from onnxcomp.ir import Edit, Model
     from onnxcomp.quant.candidates import Candidate, Candidates
     from onnxcomp.quant.plan import Plan
+
+Found = TypeVar("Found")
 
 # Float nodes whose weight onnxruntime rounds when they stand between DQ and Q, and what it looks through.
 _TAKEN_OVER = ("Conv", "ConvTranspose", "Gemm")
@@ -76,6 +78,7 @@ class Inserter:
         weights: How weights are quantized.
         fused: Which fused kernel of the provider a float node belongs to.
         means: Mean of each channel of the activation that a node with a weight reads, by key.
+        memory: What was computed for the same weights before, to be shared between trials.
     """
 
     model: Model
@@ -86,6 +89,7 @@ class Inserter:
     weights: Weights = field(default_factory=Weights)
     fused: Mapping[str, str] = field(default_factory=dict)
     means: Mapping[str, np.ndarray] = field(default_factory=dict)
+    memory: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._stored: dict[str, Stored] = {}
@@ -249,7 +253,10 @@ class Inserter:
             raise ValueError(f"not a constant weight: {node.op_type} {node.name}")
         weight = tensor.numpy()
         axis = _axis(candidate, weight.ndim) if self.weights.per_channel else None
-        params = weight_params(weight, axis, reduce_range=self.weights.reduce_range)
+        params = self._remembered(
+            ("grid", value, axis),
+            lambda: weight_params(weight, axis, reduce_range=self.weights.reduce_range),
+        )
         bias_index = candidate.family.bias
         bias = None if bias_index is None else input_at(node, bias_index)
         found = constant(bias)
@@ -280,7 +287,7 @@ class Inserter:
         value = add.inputs[index]
         found = constant(value)
         shift = self._shift(candidate, weight, params, axis)
-        if value is None or found is None or found.size != np.size(shift):
+        if value is None or found is None or found.shape.numpy()[-1:] != np.shape(shift):
             return
         numbers = (
             (found.numpy().reshape(-1) - shift).astype(np.float32).reshape(found.numpy().shape)
@@ -297,8 +304,19 @@ class Inserter:
         grouped = group != 1 and weight.shape[:2] == (group, 1)
         if means is None or axis is None or (group != 1 and not grouped):
             return 0.0
-        rounded = params.dequantize(params.quantize(weight))
-        return weight_shift(weight, rounded, means, axis, grouped=grouped)
+
+        def shift() -> np.ndarray:
+            rounded = params.dequantize(params.quantize(weight))
+            return weight_shift(weight, rounded, means, axis, grouped=grouped)
+
+        return self._remembered(("shift", candidate.key, params.scale.tobytes()), shift)
+
+    def _remembered(self, key: Hashable, make: Callable[[], Found]) -> Found:
+        """What rounding a weight gives, which is the same in every trial."""
+        if key not in self.memory:
+            self.memory[key] = make()
+        found: Found = self.memory[key]
+        return found
 
     def _input_scale(self, candidate: Candidate) -> float:
         """The scale of the activation that a node reads, found behind the DQ that it reads by now."""
@@ -314,7 +332,8 @@ class Inserter:
         key = (value, params.axis, params.scale.tobytes())
         made = self._constants.get(key)
         if made is None:
-            made = self._constant(params.quantize(weight), f"{value.name}_int8")
+            numbers = self._remembered(("numbers", *key), lambda: params.quantize(weight))
+            made = self._constant(numbers, f"{value.name}_int8")
             self._constants[key] = made
             self.edit.count("weights quantized")
         self._dq_constant(node, index, value, made, params)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from onnxcomp.bench import Limits, measure
+from onnxcomp.compare import Reference
 from onnxcomp.quant.measure import NodeTimes, measure_nodes
 from onnxcomp.quant.placement import Placement
 from onnxcomp.runtime import Session
+from onnxcomp_passes.quantize.trial import fidelity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -28,8 +30,10 @@ _REFINEMENTS = 3
 # Placements that are timed as whole models in the end.
 _FINALISTS = 5
 _SECONDS = 3.0
-# A placement must be this much faster to be taken instead of one with fewer int8 nodes.
-_MARGIN = 0.98
+# int8 must be this much faster than float, or it may only look so.
+_WORTH_IT = 0.98
+# Among placements that are this near to the fastest one, the one nearest to float is taken.
+_NEAR = 1.03
 _PROFILE_SECONDS, _MOST_RUNS, _FEWEST_RUNS = 0.5, 20, 4
 
 
@@ -54,13 +58,15 @@ class PlacementSearch:
 
     Attributes:
         bench: The model.
-        feeds: A sample to measure on.
+        feeds: A run's worth of samples to measure on.
+        samples: What fidelity is judged on.
         threads: Threads to measure with.
         progress: Progress bars.
     """
 
     bench: Bench
     feeds: Mapping[str, np.ndarray]
+    samples: Sequence[Mapping[str, np.ndarray]]
     threads: int
     progress: Progress
     _runs: int = _MOST_RUNS
@@ -83,8 +89,26 @@ class PlacementSearch:
                 self._refine(in_float, in_int8, weight)
                 task.advance(_REFINEMENTS)
             ratios = self._compared()
+            best = self._chosen(ratios)
             task.advance()
-        return _chosen(ratios)
+        return Choice(best, ratios.get(best, 1.0), ratios)
+
+    def _chosen(self, ratios: Mapping[Keys, float]) -> Keys:
+        """Among the fastest ones the one nearest to float."""
+        fastest = min(ratios.values(), default=1.0)
+        if fastest > _WORTH_IT:
+            return frozenset()
+        near = [keys for keys, ratio in ratios.items() if ratio <= fastest * _NEAR]
+        if len(near) == 1:
+            return near[0]
+        bench, provider = self.bench, self.bench.target.provider
+        with Session.open(bench.model, provider=provider, threads=self.threads) as session:
+            reference = Reference(session, self.samples)
+            decibels = {
+                keys: fidelity(bench, bench.plan(keys), {}, reference, self.threads)
+                for keys in near
+            }
+        return max(near, key=lambda keys: (decibels[keys], -ratios[keys]))
 
     def _affordable_runs(self) -> int:
         """How often a model is run for its profile."""
@@ -161,12 +185,3 @@ def _updated(problem: Placement, keys: Keys, now: NodeTimes) -> Placement:
         elif key in in_float:
             in_float[key] = seconds
     return replace(problem, float_times=NodeTimes(in_float), int8_times=NodeTimes(in_int8))
-
-
-def _chosen(ratios: Mapping[Keys, float]) -> Choice:
-    """The fastest, but one with fewer int8 nodes where that costs next to nothing."""
-    best: tuple[Keys, float] = (frozenset(), 1.0)
-    for keys, ratio in sorted(ratios.items(), key=lambda item: len(item[0])):
-        if ratio < best[1] * _MARGIN:
-            best = (keys, ratio)
-    return Choice(*best, ratios)

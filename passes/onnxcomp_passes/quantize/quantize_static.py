@@ -191,7 +191,8 @@ class QuantizeStatic(Pass):
             return everything
         if self.placement == "weighted":
             return frozenset(c.key for c in bench.candidates if c.family.name in HEAVY)
-        choice = PlacementSearch(bench, self._feeds(ctx), ctx.threads, ctx.progress).run()
+        samples = list(itertools.islice(ctx.samples or (), _JUDGED))
+        choice = PlacementSearch(bench, self._feeds(ctx), samples, ctx.threads, ctx.progress).run()
         if not choice.keys:
             fastest = min(choice.tried.values(), default=1.0)
             ctx.skip("QNT107", None, f"the fastest int8 model took {fastest:.2f} times as long")

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxcomp.compare import Reference, compare
 from onnxcomp.ir.ops import constant, input_at
@@ -17,7 +17,7 @@ from onnxcomp.runtime import Session
 from onnxcomp_passes.quantize.insertion import Inserter, Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Methods = Mapping[str, Method]
 
 # Kinds of points, the most frequent ones, that get an observer of their own.
-_MOST_KINDS = 6
+_MOST_KINDS = 4
 _NOTABLE_DB = 0.1
 
 
@@ -61,6 +61,7 @@ class Bench:
     weights: Weights
     percentile: float = 99.99
     means: Mapping[str, np.ndarray] = field(default_factory=dict)
+    _memory: dict[Hashable, Any] = field(default_factory=dict)
     _kinds: dict[str, str] = field(default_factory=dict)
     _params: dict[tuple[str, str], Params] = field(default_factory=dict)
 
@@ -81,6 +82,7 @@ class Bench:
             self.weights,
             fused,
             self.means,
+            self._memory,
         ).run()
 
     @contextlib.contextmanager
@@ -163,11 +165,17 @@ class ObserverSearch:
     def _better(
         self, reference: Reference, candidate: Methods, best: Methods, most: float
     ) -> tuple[Methods, float]:
-        provider = self.bench.target.provider
-        with (
-            self.bench.applied(self.plan, candidate) as model,
-            Session.open(model, provider=provider, threads=self.threads) as quantized,
-        ):
-            result = compare(reference, quantized)
-        found = -math.inf if result.reason else result.worst("sqnr_db") or 0.0
+        found = fidelity(self.bench, self.plan, candidate, reference, self.threads)
         return (candidate, found) if found > most + _NOTABLE_DB or not best else (best, most)
+
+
+def fidelity(
+    bench: Bench, plan: Plan, methods: Methods, reference: Reference, threads: int
+) -> float:
+    """Returns the signal-to-noise ratio of the worst output of a quantized model in decibels."""
+    with (
+        bench.applied(plan, methods) as model,
+        Session.open(model, provider=bench.target.provider, threads=threads) as quantized,
+    ):
+        result = compare(reference, quantized)
+    return -math.inf if result.reason else result.worst("sqnr_db") or 0.0
