@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from onnxcomp.quant.candidates import key_of
 from onnxcomp.quant.measure import labelled, node_of
 from onnxcomp.runtime import optimized_model
 
@@ -39,9 +40,12 @@ def check_fusion(model: Model, plan: Plan, candidates: Candidates, provider: str
     values = {value.name or "" for node in copy.graph for value in node.outputs}
     graph = optimized_model(copy, provider=provider, weights=False).graph
     makers = {name: node for node in graph.node for name in node.output}
+    # In float the provider names a fused Conv after the Relu behind it.
+    fused = {key_of(c.absorbed): c.key for c in candidates if c.absorbed is not None}
     strays = {}
     for node in graph.node:
         key = node_of(node.name, list(node.output), keys, values)
+        key = fused.get(key, key)
         if key in plan.nodes and (reason := _runs_in_float(node, candidates.found[key], makers)):
             strays[key] = reason
     conversions = sum(node.op_type in _CONVERSIONS for node in graph.node)
