@@ -169,3 +169,16 @@ def test_most_harmful_nodes_cover_the_share_asked_for() -> None:
     assert most_harmful(damages, 0.5) == ["a"]
     assert most_harmful(damages, 0.8) == ["a", "b"]
     assert most_harmful(damages, 1.0) == ["a", "b", "c"]
+
+
+def test_weights_that_were_scaled_before_rounding_are_not_put_back() -> None:
+    text = QDQ.replace("SCALE", "0.02").replace("<float s", "<float ms = {0.3}, float s")
+    scaled = text.replace("int8[3, 3] wq = {1, 2,", "int8[3, 3] wq = {9, 2,")
+    samples = [{"x": np.ones((4, 3), np.float32)}]
+    original = Model.load(onnx.parser.parse_model(FLOAT))
+    same, other = (
+        node_damage(original, Model.load(onnx.parser.parse_model(each)), samples)
+        for each in (text, scaled)
+    )
+    assert {damage.name: damage.noise < 1e-3 for damage in same}["product"]
+    assert {damage.name: damage.noise > 1e-2 for damage in other}["product"]

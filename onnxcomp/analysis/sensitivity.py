@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcomp.compare import Reference, compare
 from onnxcomp.ir import Edit
-from onnxcomp.ir.ops import constant
+from onnxcomp.ir.ops import array, attribute, constant, input_at
 from onnxcomp.runtime import Session
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from onnxcomp.ir import Model, ir
 
+# Bias correction moves a constant by more than the half step of rounding.
+_ROUNDING_STEPS = 2.0
 ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
@@ -103,7 +105,7 @@ def _noise_without(
     edit = Edit(work)
     edit.begin()
     for index, value in enumerate(node.inputs):
-        exact = _exact(work, edit, value, _input(float_node, index))
+        exact = _exact(work, edit, value, input_at(float_node, index))
         if exact is not None:
             edit.set_input(node, index, exact)
     noise = output_noise(reference, work, threads)
@@ -123,14 +125,28 @@ def _exact(
     if maker is not None and maker.op_type == "QuantizeLinear":
         return maker.inputs[0]
     tensor = constant(float_value)
-    if tensor is None:
+    if tensor is None or not _rounds(rounding, tensor.numpy()):
         return None
-    array = np.asarray(tensor.numpy())
-    return edit.initializer(array, name="exact", graph=work.graph)
+    return edit.initializer(np.asarray(tensor.numpy()), name="exact", graph=work.graph)
 
 
-def _input(node: ir.Node, index: int) -> ir.Value | None:
-    return node.inputs[index] if index < len(node.inputs) else None
+def _rounds(rounding: ir.Node, exact: np.ndarray) -> bool:
+    """Whether a constant is a float one, rounded: quantizing may have scaled or merged weights before."""
+    numbers, scale, zero = (array(input_at(rounding, index)) for index in range(3))
+    if numbers is None or scale is None or numbers.shape != exact.shape:
+        return False
+    steps = _along(scale, rounding, numbers.ndim).astype(np.float64)
+    shift = 0 if zero is None else _along(zero, rounding, numbers.ndim).astype(np.float64)
+    values = (numbers.astype(np.float64) - shift) * steps
+    return bool((np.abs(values - exact) <= _ROUNDING_STEPS * steps).all())
+
+
+def _along(values: np.ndarray, rounding: ir.Node, rank: int) -> np.ndarray:
+    if values.size == 1:
+        return values.reshape(())
+    shape = [1] * rank
+    shape[attribute(rounding, "axis", 1)] = -1
+    return values.reshape(shape)
 
 
 def _rounding(value: ir.Value | None) -> ir.Node | None:
