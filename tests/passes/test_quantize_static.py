@@ -205,6 +205,22 @@ def test_fused_float_kernels_are_not_taken_apart() -> None:
     assert codes(result)["QNT104"] == 3
 
 
+def test_a_normalization_that_stands_alone_becomes_a_conv() -> None:
+    text = """
+        g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y)
+        <float[4, 4, 1, 1] w, float[4] s, float[4] b, float[4] m, float[4] v = {0.5, 1, 2, 3}> {
+          c = Conv (x, w) r = Relu (c)
+          n = BatchNormalization (r, s, b, m, v)
+          y = Conv (n, w)
+        }"""
+    feeds = samples(1, 4, 8, 8)
+    result = run(text, feeds, prepare=True)
+    assert kinds(result)["QLinearConv"] == 3
+    assert kinds(result)["DequantizeLinear"] <= 1
+    assert result.outcomes[0].stats["normalizations written as Conv"] == 1
+    assert sqnr(text, result, feeds) > 25
+
+
 def test_an_output_that_is_read_inside_as_well() -> None:
     text = """
         g (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] a, float[1, 4, 8, 8] y) <float[4, 4, 1, 1] w,

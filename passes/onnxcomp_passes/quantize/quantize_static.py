@@ -19,6 +19,7 @@ from onnxcomp.quant.candidates import Filter, find_candidates
 from onnxcomp.quant.fusion import check_fusion
 from onnxcomp.quant.regions import find_regions
 from onnxcomp.targets.features import saturates
+from onnxcomp_passes.quantize.batchnorm import batchnorm_to_conv
 from onnxcomp_passes.quantize.equalize import Equalize
 from onnxcomp_passes.quantize.fuse_pointwise import FusePointwise
 from onnxcomp_passes.quantize.insertion import Weights
@@ -119,6 +120,7 @@ class QuantizeStatic(Pass):
         raise_to_13(ctx.model, ctx.edit)
         if self.prepare:
             FusePointwise().run(ctx)
+            batchnorm_to_conv(ctx)
             Equalize().run(ctx)
         bench = self._bench(ctx)
         keys = self._place(ctx, bench) if bench.candidates.found else frozenset()
