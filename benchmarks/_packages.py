@@ -115,13 +115,11 @@ def demo_bundles() -> Iterator[Bundle]:
     """The model and samples that onnxcomp itself ships for `onnxcomp demo`."""
     if importlib.util.find_spec("onnxcomp") is None:
         return
-    folder = Path(str(importlib.resources.files("onnxcomp"))) / "demo"
-    for model in sorted(folder.glob("*.onnx")):
-        samples = sorted(folder.glob("*.npz"))
-        if samples:
-            yield Bundle(
-                name=f"demo_{model.stem}",
-                model=model,
-                calibration=samples[0],
-                evaluation=samples[-1],
-            )
+    folder = Path(str(importlib.resources.files("onnxcomp"))) / "demo" / "assets"
+    if (folder / "model.onnx").exists():
+        yield Bundle(
+            name="demo",
+            model=folder / "model.onnx",
+            calibration=folder / "calibration.npz",
+            evaluation=folder / "evaluation.npz",
+        )
