@@ -85,7 +85,7 @@ class Filter:
             return f"{node.op_type} is left out by option"
         names = (node.name or "", key_of(node))
         for pattern in self.skip:
-            if any(fnmatchcase(name, pattern) for name in names):
+            if pattern in names or any(fnmatchcase(name, pattern) for name in names):
                 return f"it matches the skip pattern {pattern}"
         return ""
 
