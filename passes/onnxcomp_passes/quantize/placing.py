@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from onnxcomp.bench import Limits, measure
+from onnxcomp.bench import Limits, Spread, measure
 from onnxcomp.compare import Reference
 from onnxcomp.quant.measure import NodeTimes, measure_nodes
 from onnxcomp.quant.placement import Placement
@@ -88,16 +88,19 @@ class PlacementSearch:
             for weight in _WEIGHTS:
                 self._refine(in_float, in_int8, weight)
                 task.advance(_REFINEMENTS)
-            ratios = self._compared()
-            best = self._chosen(ratios)
+            spreads = self._compared()
+            ratios = {keys: spread.median for keys, spread in spreads.items()}
+            # The upper end of the interval counts, so that noise is not taken for a gain.
+            surely = {k: ratios[k] for k, spread in spreads.items() if spread.high < _WORTH_IT}
+            best = self._chosen(surely)
             task.advance()
         return Choice(best, ratios.get(best, 1.0), ratios)
 
     def _chosen(self, ratios: Mapping[Keys, float]) -> Keys:
         """Among the fastest ones the one nearest to float."""
-        fastest = min(ratios.values(), default=1.0)
-        if fastest > _WORTH_IT:
+        if not ratios:
             return frozenset()
+        fastest = min(ratios.values())
         near = [keys for keys, ratio in ratios.items() if ratio <= fastest * _NEAR]
         if len(near) == 1:
             return near[0]
@@ -156,8 +159,8 @@ class PlacementSearch:
         self._totals[keys] = times.total
         return times
 
-    def _compared(self) -> dict[Keys, float]:
-        """Times the most promising placements in turns; returns the median of the ratio to float."""
+    def _compared(self) -> dict[Keys, Spread]:
+        """Times the most promising placements in turns; returns their ratios to float."""
         promising = sorted((keys for keys in self._totals if keys), key=self._totals.__getitem__)
         models = {"float": self.bench.model.copy()}
         for keys in promising[:_FINALISTS]:
@@ -171,9 +174,7 @@ class PlacementSearch:
             limits=Limits(seconds=_SECONDS),
         )
         names = list(models)[1:]
-        return {
-            keys: timings[name].ratio.median for keys, name in zip(promising, names, strict=False)
-        }
+        return {keys: timings[name].ratio for keys, name in zip(promising, names, strict=False)}
 
 
 def _updated(problem: Placement, keys: Keys, now: NodeTimes) -> Placement:
