@@ -130,6 +130,7 @@ class QuantizeStatic(Pass):
             if not bench.candidates.found:
                 ctx.skip("QNT111", None, "nothing can be computed in int8")
             ctx.edit.rollback(mark)
+            ctx.diagnostics[:] = [d for d in ctx.diagnostics if d.code not in Equalize.codes]
             return
         bench.apply(bench.plan(keys), methods)
         ctx.edit.count("nodes in int8", len(keys))
