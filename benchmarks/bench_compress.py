@@ -109,6 +109,8 @@ def _compress(chosen: argparse.Namespace, bundle: Bundle, out: Path) -> Quantize
             bundle.model,
             "--data",
             bundle.calibration,
+            "--batch",
+            str(bundle.batch),
             "--max-drop",
             chosen.max_drop,
             "--threads",

@@ -54,6 +54,7 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
     seconds: float = 6.0,
     seed: int = 0,
     memory: bool = True,
+    batch: int = 1,
     progress: Progress = QUIET,
 ) -> CompressResult:
     """Makes a model as fast as possible while its quality stays inside a limit.
@@ -75,6 +76,8 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
         seconds: Time for the final latency measurement.
         seed: Seed of everything random.
         memory: Whether to measure peak memory as well.
+        batch: How many samples one run will take where the model is deployed; speed is measured on that
+            many, joined along the first axis.
         progress: Progress bars.
 
     Returns:
@@ -83,7 +86,7 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
     Raises:
         UserError: If the model or the samples cannot be used.
     """
-    options = SearchOptions(target, "cpu", max_drop, threads, trials, seconds, seed, memory)
+    options = SearchOptions(target, "cpu", max_drop, threads, trials, seconds, seed, memory, batch)
     start = time.perf_counter()
     original = Model.load(source)
     data = _split(samples, validation, original)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from onnxcomp.analysis.sensitivity import most_harmful, node_damage, quantized_nodes
 from onnxcomp.bench import Limits, measure
 from onnxcomp.compare import Reference
 from onnxcomp.diagnostics import Diagnostic, Location, Severity
-from onnxcomp.errors import ModelError, PassFailedError, RuntimeUnavailableError
+from onnxcomp.errors import ModelError, PassFailedError, RuntimeUnavailableError, UserError
 from onnxcomp.metrics import evaluate
 from onnxcomp.optimization import optimize
 from onnxcomp.pipeline import Pipeline
@@ -87,6 +90,7 @@ class SearchOptions:
         seconds: Time for the final latency measurement.
         seed: Seed of everything random.
         memory: Whether to measure peak memory as well.
+        batch: Samples that one run takes where the model is deployed.
     """
 
     target: str = "cpu"
@@ -97,6 +101,7 @@ class SearchOptions:
     seconds: float = 6.0
     seed: int = 0
     memory: bool = True
+    batch: int = 1
 
 
 @dataclass
@@ -184,7 +189,8 @@ class Search:
 
     def _quantize(self, simplified: Trial, label: str, options: Mapping[str, Any]) -> Trial | None:
         """Builds and judges one quantized candidate; None when it cannot be built."""
-        pipeline = Pipeline((make("quantize-static", options),), target=self.options.target)
+        asked = {**options, "batch": self.options.batch}
+        pipeline = Pipeline((make("quantize-static", asked),), target=self.options.target)
         try:
             made = pipeline.run(
                 simplified.model,
@@ -243,7 +249,7 @@ class Search:
 
     def _measure(self) -> None:
         """Times everything that could be taken, side by side with the original."""
-        feeds = list(self.held_out.take(LATENCY_SAMPLES))
+        feeds = _joined(self.held_out, self.options.batch)
         runnable = {
             trial.label: self._runnable(trial.model) for trial in self.trials if not trial.rejected
         }
@@ -276,6 +282,19 @@ class Search:
         fastest = min(trial.ratio for trial in possible)
         near = [trial for trial in possible if trial.ratio <= fastest * (1 + NOISE)]
         return min(near, key=lambda trial: (trial.model.nbytes, trial.drop))
+
+
+def _joined(samples: Samples, batch: int) -> list[Mapping[str, Any]]:
+    """Samples as runs will take them: several joined along the first axis, repeated if there are few."""
+    if batch == 1:
+        return list(samples.take(LATENCY_SAMPLES))
+    found = list(itertools.islice(itertools.cycle(samples.take(batch)), batch))
+    try:
+        return [{name: np.concatenate([feed[name] for feed in found]) for name in found[0]}]
+    except ValueError as error:
+        raise UserError(
+            f"samples cannot be joined into a batch of {batch}", hint="leave out --batch"
+        ) from error
 
 
 def _follow(task: Task) -> Callable[[float], None]:

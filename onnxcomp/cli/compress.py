@@ -43,6 +43,7 @@ class Goal:
     trials: int
     measure_time: float
     memory: bool
+    batch: int
     seed: int
 
 
@@ -91,6 +92,13 @@ goal_options = bundle(
     ),
     click.option(
         "--memory/--no-memory", default=True, show_default=True, help="Also measure peak memory."
+    ),
+    click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="How many samples one run will take where the model is deployed; decides what is faster.",
     ),
     seed_option,
 )
@@ -166,6 +174,7 @@ def search(
         seconds=goal.measure_time,
         seed=goal.seed,
         memory=goal.memory,
+        batch=goal.batch,
         progress=progress(),
     )
 
