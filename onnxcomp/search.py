@@ -161,6 +161,7 @@ class Search:
 
     def _quantized(self, simplified: Trial) -> Iterator[Trial]:
         """Yields quantized candidates: the variants first, then the best of them with nodes given back."""
+        simplified = self._prepare(simplified)
         built: list[Trial] = []
         for label, options in VARIANTS:
             if len(built) < self.options.trials and (
@@ -187,9 +188,26 @@ class Search:
             if made.drop <= self.options.max_drop:
                 return
 
+    def _prepare(self, simplified: Trial) -> Trial:
+        """Brings the weights into a form that loses less, once for all candidates."""
+        steps = (make("fuse-pointwise", {}), make("equalize", {}))
+        made = Pipeline(steps, target=self.options.target).run(
+            simplified.model,
+            samples=self.calibration,
+            threads=self.options.threads,
+            progress=self.progress,
+            on_failure="skip",
+        )
+        return dataclasses.replace(
+            simplified,
+            model=made.model,
+            pipeline=f"{simplified.pipeline},{made.pipeline}",
+            outcomes=(*simplified.outcomes, *made.outcomes),
+        )
+
     def _quantize(self, simplified: Trial, label: str, options: Mapping[str, Any]) -> Trial | None:
         """Builds and judges one quantized candidate; None when it cannot be built."""
-        asked = {**options, "batch": self.options.batch}
+        asked = {**options, "prepare": False, "batch": self.options.batch}
         pipeline = Pipeline((make("quantize-static", asked),), target=self.options.target)
         try:
             made = pipeline.run(
