@@ -34,7 +34,9 @@ class Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
         )
         self.second = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
@@ -46,7 +48,9 @@ class Block(nn.Module):
 
 def down(before: int, after: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+        nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(),
     )
 
 
@@ -83,7 +87,9 @@ def train(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> None:
         order = torch.randperm(len(x))
         for start in range(0, len(x) // BATCH * BATCH, BATCH):
             picked = order[start : start + BATCH]
-            loss = functional.cross_entropy(model(augmented(x[picked])), y[picked], label_smoothing=0.05)
+            loss = functional.cross_entropy(
+                model(augmented(x[picked])), y[picked], label_smoothing=0.05
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -123,9 +129,13 @@ def pack(path: Path, **arrays: np.ndarray) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("data", type=Path, help="folder with the idx files of Fashion-MNIST")
-    parser.add_argument("output", type=Path, help="folder for model.onnx, calibration.npz, evaluation.npz")
+    parser.add_argument(
+        "output", type=Path, help="folder for model.onnx, calibration.npz, evaluation.npz"
+    )
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)

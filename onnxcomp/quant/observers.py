@@ -200,7 +200,9 @@ def _divergence(seen: Histogram, low: float, high: float, scheme: QScheme) -> fl
     first, last = np.flatnonzero(inside)[[0, -1]]
     real[0] += seen.counts[:first].sum()
     real[-1] += seen.counts[last + 1 :].sum()
-    cell = np.rint(np.clip(seen.centres[inside], bottom, top) / float(params.scale)).astype(np.int64)
+    cell = np.rint(np.clip(seen.centres[inside], bottom, top) / float(params.scale)).astype(
+        np.int64
+    )
     cell -= cell.min()
     mass = np.bincount(cell, weights=counts)
     used = np.bincount(cell, weights=(counts > 0).astype(np.float64))
