@@ -63,6 +63,7 @@ def _demo(folder: Path, measure_time: float, seed: int) -> int:
         trials=8,
         measure_time=measure_time,
         memory=True,
+        batch=1,
         seed=seed,
     )
     data = Data(str(included.CALIBRATION), None, None)
