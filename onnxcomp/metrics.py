@@ -8,9 +8,7 @@ difference. Built-in metrics: `top1` drops by the share of rows with another cla
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
@@ -20,6 +18,7 @@ import numpy as np
 from onnxcomp.compare import Comparison, Reference, compare
 from onnxcomp.differences import SQNR_LIMIT_DB
 from onnxcomp.errors import UserError, quoted
+from onnxcomp.userfile import run_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -244,19 +243,10 @@ def _noise_share(decibel: float) -> float:
 
 
 def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"onnxcomp_user_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"metric file {quoted(path)} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    # The file may import its neighbours, as it could when it is run by itself.
-    sys.path.insert(0, str(path.resolve().parent))
     try:
-        spec.loader.exec_module(module)
+        return run_file(path)
     except Exception as error:  # the user's code may raise anything
         raise UserError(f"metric file {quoted(path)} raised {_told(error)}") from error
-    finally:
-        sys.path.remove(str(path.resolve().parent))
-    return module
 
 
 def _told(error: Exception) -> str:

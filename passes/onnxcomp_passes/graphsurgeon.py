@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +13,7 @@ from typing_extensions import override
 from onnxcomp import Pass
 from onnxcomp.errors import UserError, quoted
 from onnxcomp.ir import surgeon
+from onnxcomp.userfile import run_file
 
 if TYPE_CHECKING:
     from onnxcomp import Context
@@ -59,9 +59,7 @@ def _load(text: str) -> Callable[[Any], Any]:
     if not separator or not name.isidentifier():
         raise UserError(f"{quoted(text)} does not name a function", hint="write file.py:function")
     try:
-        module = (
-            _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
+        module = run_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # the user's code may raise anything
         raise UserError(
             f"cannot import {quoted(place)}: {type(error).__name__}: {error}"
@@ -71,12 +69,3 @@ def _load(text: str) -> Callable[[Any], Any]:
         raise UserError(f"{quoted(place)} has no function {quoted(name)}")
     function: Callable[[Any], Any] = found
     return function
-
-
-def _from_file(path: Path) -> Any:  # noqa: ANN401 - a module
-    spec = importlib.util.spec_from_file_location(f"onnxcomp_user_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"not a Python file: {path}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
