@@ -299,7 +299,11 @@ class Search:
         possible = [trial for trial in self.trials if not trial.rejected]
         fastest = min(trial.ratio for trial in possible)
         near = [trial for trial in possible if trial.ratio <= fastest * (1 + NOISE)]
-        return min(near, key=lambda trial: (trial.model.nbytes, trial.drop))
+        return min(near, key=_size)
+
+
+def _size(trial: Trial) -> tuple[int, int, float]:
+    return trial.model.nbytes, sum(1 for _ in trial.model.nodes()), trial.drop
 
 
 def _joined(samples: Samples, batch: int) -> list[Mapping[str, Any]]:

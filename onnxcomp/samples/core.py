@@ -162,8 +162,8 @@ class Samples:
         chosen = set(spread(count, len(self)))
         held = [index for i, index in enumerate(self.indices) if i in chosen]
         rest = [index for i, index in enumerate(self.indices) if i not in chosen]
-        how = f"of {len(self)}, {count} spread evenly were held out for validation"
-        return self._some(rest, f"{len(rest)} {how}"), self._some(held, f"the {how}")
+        how = f"{count} of {len(self)}, spread evenly, held out for validation"
+        return self._some(rest, f"the other {len(rest)}: {how}"), self._some(held, how)
 
     def require(self, count: int, purpose: str) -> None:
         """Raises when there are fewer samples than a purpose needs."""

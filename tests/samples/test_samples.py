@@ -77,7 +77,7 @@ def test_split_holds_out_every_second_sample() -> None:
     calibration, validation = rows(8).split()
     assert list(calibration.indices) == [0, 2, 4, 6]
     assert list(validation.indices) == [1, 3, 5, 7]
-    assert "4 of 8, 4 spread evenly were held out for validation" in calibration.description
+    assert "the other 4: 4 of 8, spread evenly, held out for validation" in calibration.description
     assert "held out for validation" in validation.description
     assert stacked(validation)[:, 0, 0].tolist() == [3, 9, 15, 21]
 
