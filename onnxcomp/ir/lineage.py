@@ -6,7 +6,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from onnxcomp.ir.backend import ir
-from onnxcomp.ir.ops import attribute, constant, is_op, subgraphs
+from onnxcomp.ir.ops import constant, is_op, subgraphs
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -21,8 +21,7 @@ READ_BYTES = 64 << 10
 def same_lineage(left: Model, right: Model) -> bool:
     """Whether every output is the same expression of the same inputs and weights in both models.
 
-    Identity nodes do not count, nor do names, order, duplicates and what no output needs; a Gemm counts as
-    MatMul and Add, which it equals but for rounding. A model
+    Identity nodes do not count, nor do names, order, duplicates and what no output needs. A model
     with functions or with graphs inside nodes is never proven equal this way.
 
     Args:
@@ -65,30 +64,11 @@ def _node_number(
         return _number(expressions, _tensor_key(tensor))
     while inputs and inputs[-1] == -1:
         inputs = inputs[:-1]
-    if _is_plain_gemm(node) and len(inputs) == 3:
-        # The same sum of the same products, which only a Gemm of two dimensions can be.
-        product = _number(expressions, ("node", ("", "MatMul", ""), inputs[:2], (), 0))
-        return _number(
-            expressions, ("node", ("", "Add", ""), _unordered(product, inputs[2]), (), 0)
-        )
-    if is_op(node, "Add"):
-        inputs = _unordered(*inputs)
     attributes = tuple(
         sorted((name, _attribute_key(attr)) for name, attr in node.attributes.items())
     )
     operator = (node.domain if node.domain != "ai.onnx" else "", node.op_type, node.overload)
     return _number(expressions, ("node", operator, inputs, attributes, index))
-
-
-def _unordered(*inputs: int) -> tuple[int, ...]:
-    return tuple(sorted(inputs))
-
-
-def _is_plain_gemm(node: ir.Node) -> bool:
-    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
-    return is_op(node, "Gemm") and all(
-        attribute(node, name, value) == value for name, value in plain.items()
-    )
 
 
 def _number(expressions: dict[Hashable, int], key: Hashable) -> int:
