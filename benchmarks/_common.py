@@ -175,6 +175,16 @@ def _memory(pid: int) -> tuple[int, int]:
     return (kib.get("RssAnon", 0) + kib.get("RssShmem", 0)) * 1024, kib.get("VmRSS", 0) * 1024
 
 
+def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+    """The environment of a child.
+
+    Without PYTHONDONTWRITEBYTECODE: a checkout would be compiled anew in each run then, and packages
+    that pip installed not, which makes a tenth of a second between them.
+    """
+    kept = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, **(extra or {})}
+
+
 def run_child(
     command: Sequence[str | Path],
     *,
@@ -194,7 +204,7 @@ def run_child(
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env={**os.environ, **(env or {})},
+        env=_environment(env),
     ) as process:
         watcher = _Watcher(process.pid, watch or 1.0)
         thread = threading.Thread(target=watcher.run, daemon=True)
