@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 import numpy as np
 from typing_extensions import override
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Default = TypeVar("Default")
+
+_GRAPH, _GRAPHS = ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS
+_TENSOR = ir.AttributeType.TENSOR
 
 STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 
@@ -91,12 +94,12 @@ def is_pure(node: ir.Node) -> bool:
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
     """Yields the graphs that a node carries as attributes (bodies of If, Loop, Scan)."""
-    for attr in node.attributes.values():
-        if attr.is_ref():
-            continue
-        if attr.type == ir.AttributeType.GRAPH:
+    # Asked of every node again and again: the plain dictionary, and types before anything else.
+    for attr in node.attributes.data.values():
+        kind = attr.type
+        if kind is _GRAPH and not attr.is_ref():
             yield attr.as_graph()
-        elif attr.type == ir.AttributeType.GRAPHS:
+        elif kind is _GRAPHS and not attr.is_ref():
             yield from attr.as_graphs()
 
 
@@ -161,7 +164,8 @@ def _constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
         if attr.is_ref():
             return None
         if name == "value":
-            return attr.as_tensor()
+            # Not as_tensor(): it checks a protocol member by member, each time.
+            return cast("ir.TensorProtocol", attr.value) if attr.type is _TENSOR else None
         if name in {"value_int", "value_ints"}:
             return ir.tensor(np.asarray(attr.value, np.int64))
         if name in {"value_float", "value_floats"}:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import onnx
 from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
@@ -42,7 +42,7 @@ def attribute_tensors(model: Model) -> Iterator[ir.TensorProtocol]:
             if attr.is_ref():
                 continue
             if attr.type == ir.AttributeType.TENSOR:
-                yield attr.as_tensor()
+                yield cast("ir.TensorProtocol", attr.value)
             elif attr.type == ir.AttributeType.TENSORS:
                 yield from attr.as_tensors()
 
