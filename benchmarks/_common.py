@@ -28,7 +28,17 @@ Row: TypeAlias = dict[str, Any]
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-PACKAGES = ("onnxcomp", "onnx", "onnxruntime", "onnx-ir", "numpy", "onnxsim", "onnxslim", "nncf")
+PACKAGES = (
+    "onnxcomp",
+    "onnx",
+    "onnxruntime",
+    "onnx-ir",
+    "numpy",
+    "onnxsim",
+    "onnxslim",
+    "onnxscript",
+    "nncf",
+)
 
 
 # ---------------------------------------------------------------- command line and results
@@ -151,8 +161,11 @@ class _Watcher:
     def run(self) -> None:
         while not self.stop.wait(self.interval):
             usage = [_memory(pid) for pid in _tree(self.pid)]
-            self.anonymous = max(self.anonymous, sum(u[0] for u in usage))
-            self.resident = max(self.resident, sum(u[1] for u in usage))
+            anonymous = sum(u[0] for u in usage)
+            # Processes of one tree map the same libraries: the one that maps most stands for all.
+            mapped = max(u[1] for u in usage)
+            self.anonymous = max(self.anonymous, anonymous)
+            self.resident = max(self.resident, anonymous + mapped)
 
 
 def _tree(pid: int) -> Iterator[int]:
@@ -166,13 +179,19 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    """Anonymous (shared memory counted too) and resident bytes."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0, 0
-    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
-    return (kib.get("RssAnon", 0) + kib.get("RssShmem", 0)) * 1024, kib.get("VmRSS", 0) * 1024
+    """Bytes that only swapping could take back, and bytes of files in memory.
+
+    The former count a page that forked processes share in parts, so that a sum over them is right.
+    """
+    kib: dict[str, int] = {}
+    for file in ("status", "smaps_rollup"):
+        try:
+            lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+        except OSError:
+            continue
+        kib |= {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
+    own = kib.get("Pss_Anon", kib.get("RssAnon", 0)) + kib.get("Pss_Shmem", kib.get("RssShmem", 0))
+    return own * 1024, kib.get("RssFile", 0) * 1024
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
@@ -294,17 +313,22 @@ def run_session(session: Any, feeds: Feeds) -> Feeds:
 
 
 def interleaved_latency(
-    sessions: Mapping[str, tuple[Any, Feeds]], *, rounds: int = 21, chunk_seconds: float = 0.03
+    sessions: Mapping[str, tuple[Any, Feeds]],
+    *,
+    rounds: int = 21,
+    chunk_seconds: float = 0.03,
+    seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Seconds per run of each session in each round; all sessions take turns in every round."""
+    """Seconds per run of each session in each round; all take turns, in an order drawn anew."""
     repeats: dict[str, int] = {}
     for name, (session, feeds) in sessions.items():
         session.run(None, feeds)
         repeats[name] = max(1, int(chunk_seconds / max(_best(session, feeds, 3), 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in sessions}
+    order = np.random.default_rng(seed)
     for _ in range(rounds):
-        for name, (session, feeds) in sessions.items():
-            times[name].append(_best(session, feeds, repeats[name]))
+        for name in order.permutation(list(sessions)).tolist():
+            times[name].append(_best(*sessions[name], repeats[name]))
     return times
 
 
@@ -325,6 +349,19 @@ def ratio(times: Sequence[float], reference: Sequence[float]) -> tuple[float, fl
         return statistics.median(ratios), max(ratios) - min(ratios)
     first, middle, third = statistics.quantiles(ratios, n=4)
     return middle, third - first
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median and the ends of its 95 % interval, from order statistics."""
+    ordered = sorted(values)
+    half = 0.98 * len(ordered) ** 0.5
+    low = max(0, int(len(ordered) / 2 - half))
+    return statistics.median(ordered), ordered[low], ordered[-1 - low]
+
+
+def geometric_mean(values: Sequence[float]) -> float | None:
+    """Geometric mean, None of nothing."""
+    return statistics.geometric_mean(values) if values else None
 
 
 # ---------------------------------------------------------------- models

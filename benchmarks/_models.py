@@ -132,13 +132,17 @@ def chosen_bundles(
     Raises:
         SystemExit: A name is not among them.
     """
-    from _packages import demo_bundles, packaged_bundles
+    from _packages import demo_bundles, packaged_bundles, packaged_names
 
-    found = (
-        zoo_bundles(zoo) if zoo else [*demo_bundles(), *packaged_bundles(folder, trained=trained)]
-    )
+    found = zoo_bundles(zoo) if zoo else list(demo_bundles())
     known = {bundle.name: bundle for bundle in found}
-    unknown = [name for name in names if name not in known]
-    if unknown or not known:
-        raise SystemExit(f"no model {', '.join(unknown)}; there are: {', '.join(known) or 'none'}")
-    return [known[name] for name in names] if names else found
+    offered = [*known] if zoo else [*known, *packaged_names(trained=trained)]
+    unknown = [name for name in names if name not in offered]
+    if unknown or not offered:
+        raise SystemExit(
+            f"no model {', '.join(unknown)}; there are: {', '.join(offered) or 'none'}"
+        )
+    wanted = list(names) or offered
+    made = set(wanted) - set(known)
+    known |= {bundle.name: bundle for bundle in packaged_bundles(folder, made)}
+    return [known[name] for name in wanted]

@@ -199,8 +199,34 @@ def quantize(
     return Quantized(failure, note.strip(), child.seconds)
 
 
+# What a user of each types, or the shortest script that the documentation leads to.
+ONNXSCRIPT = """
+import sys
+import onnx
+import onnxscript.optimizer
+model = onnxscript.optimizer.optimize(onnx.load(sys.argv[1]))
+onnx.save(model, sys.argv[2])
+"""
+ONNXRUNTIME_BASIC = """
+import sys
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+options.optimized_model_filepath = sys.argv[2]
+onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+"""
+OPTIMIZERS = {
+    "onnxsim": "",
+    "onnxslim": "",
+    "onnxscript": ONNXSCRIPT,
+    "onnxruntime": ONNXRUNTIME_BASIC,
+}
+
+
 def optimizer_command(python: str, package: str, model: Path, out: Path) -> list[str | Path]:
-    """Command line of onnxsim or onnxslim in the environment of `python`."""
+    """What a user of a peer runs, in the environment of `python`."""
+    if source := OPTIMIZERS[package]:
+        return [python, "-c", source, model, out]
     script = Path(python).parent / package
     program: list[str | Path] = [script] if script.exists() else [python, "-m", package]
     return [*program, model, out]
@@ -209,7 +235,7 @@ def optimizer_command(python: str, package: str, model: Path, out: Path) -> list
 def _main(arguments: list[str]) -> None:
     if arguments[0] == "list":
         versions = {}
-        for package in ("onnxruntime", "nncf", "onnxsim", "onnxslim"):
+        for package in ("onnxruntime", "nncf", "onnxsim", "onnxslim", "onnxscript"):
             try:
                 versions[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
