@@ -10,10 +10,12 @@ from onnxcomp.cli.command import Command
 from onnxcomp.cli.options import (
     conditions_options,
     data_options,
+    explain_option,
     model_argument,
     output_options,
 )
 from onnxcomp.cli.output import progress
+from onnxcomp.cli.proc import share_heap
 from onnxcomp.cli.rewrite import Job, conclude
 from onnxcomp.cli.settings import everywhere
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Compare the result with the original on a few inputs, and take back what changed the function.",
 )
+@explain_option
 @conditions_options
 @everywhere
 def optimize(
@@ -41,6 +44,7 @@ def optimize(
     output: Output,
     data: Data,
     verify: bool,
+    explain: bool,
     conditions: Conditions,
 ) -> int:
     """Simplifies MODEL without changing what it computes.
@@ -48,12 +52,23 @@ def optimize(
     Folds constants, fuses batch normalisations into weights, removes what has no effect and what is
     there twice. With --data the result is verified on these samples, else on made-up inputs.
     """
+    if not conditions.measure:
+        share_heap()
     place = output.place(model)
     from onnxcomp.ir import Model
     from onnxcomp.optimization import optimize as run
 
     samples = None if data.data is None else data.load(Model.load(model).signature().inputs)
-    job = Job("optimize", model, place, output, data, conditions, samples, {"verify": verify})
+    job = Job(
+        "optimize",
+        model,
+        place,
+        output,
+        data,
+        conditions,
+        samples,
+        {"verify": verify, "explain": explain},
+    )
     result = run(
         model,
         target=conditions.target or "cpu",
@@ -62,5 +77,6 @@ def optimize(
         threads=conditions.threads,
         seed=conditions.seed,
         progress=progress(),
+        explain=explain,
     )
     return conclude(job, result)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -48,6 +49,20 @@ def memory_allowance() -> int | None:
         if text.isdigit():
             limits.append(int(text))
     return min(limits) * 9 // 10 if limits else None
+
+
+def share_heap() -> None:
+    """Makes all threads of this process allocate from one heap, where the C library is glibc.
+
+    It gives each thread a heap of its own otherwise, and what one frees no other uses again. Verifying
+    a network of 9 MB takes 15 MB less that way. Not for a process that measures speed.
+    """
+    import ctypes
+
+    try:
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
 
 
 def is_running(pid: int) -> bool:
