@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from onnxcomp.ir.ops import subgraphs
@@ -28,10 +27,10 @@ def leave_out_output(edit: Edit, node: ir.Node, index: int) -> None:
     size = len(outputs)
     while size > 1 and not outputs[size - 1].name:
         size -= 1
-    _set_outputs(node, outputs[:size])
+    set_outputs(node, outputs[:size])
 
     def undo() -> None:
-        _set_outputs(node, outputs)
+        set_outputs(node, outputs)
         value.name, value.type, value.shape = name, kind, shape
 
     edit.record(undo, "outputs left out")
@@ -44,28 +43,29 @@ def drop_branch_output(edit: Edit, node: ir.Node, index: int) -> None:
     if old_outputs[index].uses() or old_outputs[index].is_graph_output():
         raise ValueError(f"still in use: {old_outputs[index].name}")
     old_branches = [list(branch.outputs) for branch in branches]
-    _set_outputs(node, [*old_outputs[:index], *old_outputs[index + 1 :]])
+    set_outputs(node, [*old_outputs[:index], *old_outputs[index + 1 :]])
     for branch, outputs in zip(branches, old_branches, strict=True):
-        _reset(branch, [*outputs[:index], *outputs[index + 1 :]])
+        reset_outputs(branch, [*outputs[:index], *outputs[index + 1 :]])
         maker = outputs[index].producer()
         if maker is not None:
             edit.touched.append(maker)
 
     def undo() -> None:
-        _set_outputs(node, old_outputs)
+        set_outputs(node, old_outputs)
         for branch, outputs in zip(branches, old_branches, strict=True):
-            _reset(branch, outputs)
+            reset_outputs(branch, outputs)
 
     edit.record(undo, "outputs left out")
 
 
-def _reset(graph: ir.Graph, outputs: Sequence[ir.Value]) -> None:
+def reset_outputs(graph: ir.Graph, outputs: Sequence[ir.Value]) -> None:
+    """Makes a graph give exactly these values, without a record."""
     graph.outputs.clear()
     graph.outputs.extend(outputs)
 
 
-def _set_outputs(node: ir.Node, outputs: Sequence[ir.Value]) -> None:
-    """Gives a node exactly these outputs; onnx-ir can only cut them off at the end."""
+def set_outputs(node: ir.Node, outputs: Sequence[ir.Value]) -> None:
+    """Gives a node exactly these outputs, without a record; onnx-ir can only cut them off at the end."""
     for value in node.outputs:
         value._producer, value._index = None, -1
     node._outputs = tuple(outputs)
@@ -74,36 +74,47 @@ def _set_outputs(node: ir.Node, outputs: Sequence[ir.Value]) -> None:
 
 
 def inline_body(edit: Edit, node: ir.Node, body: ir.Graph) -> None:
-    """Puts the nodes of a branch in the place of the If that carries it; the If goes.
-
-    Every value of the branch gets a fresh name: names of one scope may repeat those of its siblings.
-    """
-    scope = node.graph
-    if scope is None:
-        raise ValueError(f"not in a graph: {node.op_type} {node.name}")
-    for value in list(body.initializers.values()):
-        if value.const_value is None:
-            raise ValueError(f"initializer without contents: {value.name}")
-        made = edit.initializer(value.const_value, name=value.name or "", graph=scope)
-        _rewire(edit, body, value, made)
-    results = list(body.outputs)
-    body.outputs.clear()
-    edit.record(lambda: body.outputs.extend(results))
-    for inner in list(body):
-        _move(edit, inner, body, scope, node)
+    """Puts the nodes of a branch in the place of the If that carries it; the If goes."""
+    results = dissolve(edit, node, body)
     for old, new in zip(list(node.outputs), results, strict=True):
         edit.replace(old, new)
     edit.remove(node)
     edit.count("branches inlined")
 
 
-def _rewire(edit: Edit, body: ir.Graph, old: ir.Value, new: ir.Value) -> None:
-    for usage in old.uses():
-        edit.set_input(usage.node, usage.idx, new)
-    for index, output in enumerate(body.outputs):
-        if output is old:
-            body.outputs[index] = new
-            edit.record(partial(body.outputs.__setitem__, index, old))
+def dissolve(
+    edit: Edit, node: ir.Node, body: ir.Graph, inputs: Sequence[ir.Value] = ()
+) -> list[ir.Value]:
+    """Moves what a body holds to the place before the node that carries it.
+
+    Every value of the body gets a fresh name: names of one scope may repeat those of its siblings.
+
+    Args:
+        edit: Makes the changes.
+        node: The node that carries the body; it stays.
+        body: The body; it is empty afterwards.
+        inputs: What the body's inputs are.
+
+    Returns:
+        What the body's outputs are.
+    """
+    scope = node.graph
+    if scope is None:
+        raise ValueError(f"not in a graph: {node.op_type} {node.name}")
+    became: dict[ir.Value, ir.Value] = dict(zip(body.inputs, inputs, strict=True))
+    for value in body.initializers.values():
+        if value.const_value is None:
+            raise ValueError(f"initializer without contents: {value.name}")
+        became[value] = edit.initializer(value.const_value, name=value.name or "", graph=scope)
+    for old, new in became.items():
+        for usage in old.uses():
+            edit.set_input(usage.node, usage.idx, new)
+    results = list(body.outputs)
+    body.outputs.clear()
+    edit.record(lambda: body.outputs.extend(results))
+    for inner in list(body):
+        _move(edit, inner, body, scope, node)
+    return [became.get(value, value) for value in results]
 
 
 def _move(edit: Edit, inner: ir.Node, body: ir.Graph, scope: ir.Graph, place: ir.Node) -> None:

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
+from hypothesis import given, settings
+
 from onnxcomp_passes.simplify.inline_branches import InlineBranches
-from tests.helpers.check import assert_refuses, assert_rewrites, assert_unchanged
+from tests.helpers.check import (
+    assert_holds,
+    assert_refuses,
+    assert_rewrites,
+    assert_unchanged,
+    run_pass,
+)
+from tests.helpers.strategies import graphs
+from tests.helpers.text import model
 
 INLINE = InlineBranches()
 
@@ -178,3 +189,167 @@ def test_shapes_that_contradict_each_other_stay_hidden() -> None:
         }
     """
     assert_refuses(INLINE, graph, code="INL101")
+
+
+def test_a_weight_that_is_the_result_of_a_branch() -> None:
+    assert_rewrites(
+        INLINE,
+        before="""
+            g (float[2] x) => (float[2] y, float[2] u) <bool c = {1}> {
+              y, u = If (c) <
+                then_branch = t () => (float[2] p, float[2] w) <float[2] w = {1, 2}> { p = Relu (x) },
+                else_branch = e () => (float[2] q, float[2] s) { q = Neg (x) s = Exp (x) }>
+            }
+        """,
+        after="""
+            g (float[2] x) => (float[2] y, float[2] u) <bool c = {1}, float[2] w = {1, 2}> {
+              y = Relu (x)
+              u = Identity (w)
+            }
+        """,
+    )
+
+
+def test_the_condition_around_tells_that_of_an_if_inside() -> None:
+    assert_rewrites(
+        INLINE,
+        before="""
+            g (float[2] x, bool c, bool d) => (float[2] y) {
+              n = Not (c)
+              both = And (c, d)
+              y = If (both) <
+                then_branch = t () => (float[2] p) {
+                  a = If (n) <
+                    then_branch = t2 () => (float[2] p2) { p2 = Abs (x) },
+                    else_branch = e2 () => (float[2] q2) { q2 = Neg (x) }>
+                  p = If (d) <
+                    then_branch = t3 () => (float[2] p3) { p3 = Exp (a) },
+                    else_branch = e3 () => (float[2] q3) { q3 = Sin (a) }>
+                },
+                else_branch = e () => (float[2] q) {
+                  b = If (both) <
+                    then_branch = t4 () => (float[2] p4) { p4 = Abs (x) },
+                    else_branch = e4 () => (float[2] q4) { q4 = Cos (x) }>
+                  q = If (c) <
+                    then_branch = t5 () => (float[2] p5) { p5 = Tan (b) },
+                    else_branch = e5 () => (float[2] q5) { q5 = Relu (b) }>
+                }>
+            }
+        """,
+        after="""
+            g (float[2] x, bool c, bool d) => (float[2] y) {
+              n = Not (c)
+              both = And (c, d)
+              y = If (both) <
+                then_branch = t () => (float[2] p) { a = Neg (x) p = Exp (a) },
+                else_branch = e () => (float[2] q) {
+                  b = Cos (x)
+                  q = If (c) <
+                    then_branch = t5 () => (float[2] p5) { p5 = Tan (b) },
+                    else_branch = e5 () => (float[2] q5) { q5 = Relu (b) }>
+                }>
+            }
+        """,
+    )
+
+
+def _before_lstm(then: str, otherwise: str, *, reader: str = "", results: str = "") -> str:
+    """An If whose result an LSTM reads after an Unsqueeze."""
+    return f"""
+        g (float[N, 3] x, float[N, 3, M] z, bool c) => (float[D, N, 4] y{results})
+        <float[1, 16, 3] w, float[1, 16, 4] r, int64[1] first = {{0}}, int64[1] last = {{2}}> {{
+          a = If (c) <
+            then_branch = t () => (float[?, ?] p) {{ p = {then} }},
+            else_branch = e () => (float[?, ?] q) {{ q = {otherwise} }}>
+          s = Unsqueeze (a, first)
+          {reader or ", y = LSTM <hidden_size = 4> (s, w, r)"}
+        }}
+    """
+
+
+def test_a_branch_whose_rank_a_reader_would_refuse_does_not_run() -> None:
+    assert_rewrites(
+        INLINE,
+        before=_before_lstm("Identity (x)", "Identity (z)"),
+        after="""
+            g (float[N, 3] x, float[N, 3, M] z, bool c) => (float[D, N, 4] y)
+            <float[1, 16, 3] w, float[1, 16, 4] r, int64[1] first = {0}, int64[1] last = {2}> {
+              a = Identity (x)
+              s = Unsqueeze (a, first)
+              , y = LSTM <hidden_size = 4> (s, w, r)
+            }
+        """,
+        full_check=False,  # onnx takes the declared rank of a branch for that of the result
+        runtimes=(),
+    )
+
+
+def test_a_chain_of_branches_is_followed_from_its_end() -> None:
+    """As silero writes it: squeezed if the last dimension is 1, and batched if it is a matrix."""
+    got = run_pass(
+        INLINE,
+        model("""
+            g (float[N, 3, M] z) => (float[D, N, 4] y)
+            <float[1, 16, 3] w, float[1, 16, 4] r, int64[1] first = {0}, int64[1] last = {2},
+             int64 two = {2}, int64[1] one = {1}> {
+              shape = Shape (z)
+              size = Gather (shape, last)
+              c = Equal (size, one)
+              a = If (c) <
+                then_branch = t () => (float[?, ?] p) { p = Squeeze (z, last) },
+                else_branch = e () => (float[?, ?, ?] q) { q = Identity (z) }>
+              dims = Shape (a)
+              rank = Size (dims)
+              matrix = Equal (rank, two)
+              other = Not (matrix)
+              b = If (other) <
+                then_branch = t2 () => (float[?, ?] p2) { p2 = Unsqueeze (a, first) },
+                else_branch = e2 () => (float[?, ?] q2) { q2 = Identity (a) }>
+              s = Unsqueeze (b, first)
+              , y = LSTM <hidden_size = 4> (s, w, r)
+            }
+        """),
+    )[0]
+    kinds = [node.op_type for node in got.graph.node]
+    assert "If" not in kinds
+    assert kinds.index("Squeeze") < kinds.index("LSTM")
+
+
+@pytest.mark.parametrize(
+    ("then", "otherwise", "reader", "results"),
+    [
+        ("Identity (x)", "Neg (x)", "", ""),
+        ("Identity (x)", "Squeeze (z)", "", ""),
+        ("Identity (x)", "Identity (z)", "y = Relu (s)", ""),
+        # Whoever runs the model may leave out what nobody needs, with the checks it makes.
+        (
+            "Identity (x)",
+            "Identity (z)",
+            "y = Relu (s) , unused = LSTM <hidden_size = 4> (s, w, r)",
+            "",
+        ),
+    ],
+)
+def test_ranks_that_tell_nothing(then: str, otherwise: str, reader: str, results: str) -> None:
+    assert_unchanged(INLINE, _before_lstm(then, otherwise, reader=reader, results=results))
+
+
+def test_a_reader_in_a_branch_that_may_not_run_tells_nothing() -> None:
+    assert_unchanged(
+        INLINE,
+        _before_lstm(
+            "Identity (x)",
+            "Identity (z)",
+            reader="""
+                y = If (c) <
+                  then_branch = t3 () => (float[?, ?, ?] p3) { , p3 = LSTM <hidden_size = 4> (s, w, r) },
+                  else_branch = e3 () => (float[?, ?, ?] q3) { q3 = Neg (s) }>
+            """,
+        ),
+    )
+
+
+@given(graphs())
+@settings(max_examples=40, deadline=None)
+def test_numbers_stay(text: str) -> None:
+    assert_holds(INLINE, text, rtol=0, atol=0)

@@ -1,0 +1,132 @@
+"""Moving nodes between scopes, and changing what the bodies of Loop, Scan and If take and give."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from onnxcomp.ir.ops import subgraphs
+from onnxcomp.ir.regions import reset_outputs, set_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from onnxcomp.ir.backend import ir
+    from onnxcomp.ir.edit import Edit
+
+
+def captures(node: ir.Node) -> Iterator[ir.Value]:
+    """Yields what the bodies of a node read from outside of the node, once per use."""
+    inside: set[ir.Graph] = set()
+    pending = list(subgraphs(node))
+    found: list[ir.Value] = []
+    while pending:
+        graph = pending.pop()
+        inside.add(graph)
+        for inner in graph:
+            found += [value for value in inner.inputs if value is not None]
+            pending += subgraphs(inner)
+    for value in found:
+        if value.graph not in inside:
+            yield value
+
+
+def reads(node: ir.Node) -> Iterator[ir.Value]:
+    """Yields the operands of a node and what its bodies capture."""
+    yield from (value for value in node.inputs if value is not None)
+    yield from captures(node)
+
+
+def move_before(edit: Edit, node: ir.Node, place: ir.Node) -> None:
+    """Moves a node to the place before another one, which may be in another scope.
+
+    In another scope everything that it makes gets a fresh name, because names of one scope may
+    repeat those of its siblings.
+    """
+    source, target = node.graph, place.graph
+    if source is None or target is None:
+        raise ValueError(f"not in a graph: {node.op_type} {node.name}")
+    after = _following(source, node)
+    names = [node.name, *(value.name for value in node.outputs)]
+    source.remove(node)
+    if source is not target:
+        node.name = edit.fresh(node.name) if node.name else node.name
+        for value in node.outputs:
+            value.name = edit.fresh(value.name) if value.name else value.name
+    target.insert_before(place, node)
+    edit.touched.append(node)
+
+    def undo() -> None:
+        target.remove(node)
+        node.name = names[0]
+        for value, name in zip(node.outputs, names[1:], strict=True):
+            value.name = name
+        if after is None:
+            source.append(node)
+        else:
+            source.insert_before(after, node)
+
+    edit.record(undo, "nodes moved")
+
+
+def lift_initializer(edit: Edit, value: ir.Value, scope: ir.Graph) -> ir.Value:
+    """Makes a constant of a body one of a scope around it; returns the new value.
+
+    The old one stays where it is an output of its body, and is unused elsewhere.
+    """
+    if value.const_value is None:
+        raise ValueError(f"initializer without contents: {value.name}")
+    made = edit.initializer(value.const_value, name=value.name or "", graph=scope)
+    for usage in value.uses():
+        edit.set_input(usage.node, usage.idx, made)
+    return made
+
+
+def bind_input(edit: Edit, body: ir.Graph, index: int, value: ir.Value) -> None:
+    """Makes the nodes of a body read an outer value instead of one of its inputs, which stays."""
+    for usage in body.inputs[index].uses():
+        edit.set_input(usage.node, usage.idx, value)
+
+
+def drop_operand(edit: Edit, node: ir.Node, index: int) -> None:
+    """Takes an operand out of a node's list; later ones move up."""
+    size = len(node.inputs)
+    for position in range(index, size - 1):
+        edit.set_input(node, position, node.inputs[position + 1])
+    edit.truncate_inputs(node, size - 1)
+
+
+def drop_result(edit: Edit, node: ir.Node, index: int) -> None:
+    """Takes an unused output out of a node's list; later ones move up."""
+    old = list(node.outputs)
+    if old[index].uses() or old[index].is_graph_output():
+        raise ValueError(f"still in use: {old[index].name}")
+    set_outputs(node, [*old[:index], *old[index + 1 :]])
+    edit.record(partial(set_outputs, node, old), "outputs left out")
+
+
+def drop_body_input(edit: Edit, body: ir.Graph, index: int) -> None:
+    """Takes an unused input out of a body."""
+    value = body.inputs[index]
+    if value.uses() or value in body.outputs:
+        raise ValueError(f"still in use: {value.name}")
+    body.inputs.pop(index)
+    edit.record(lambda: body.inputs.insert(index, value))
+
+
+def set_body_outputs(edit: Edit, body: ir.Graph, outputs: Sequence[ir.Value]) -> None:
+    """Makes a body give exactly these values."""
+    old = list(body.outputs)
+    reset_outputs(body, outputs)
+    for value in old:
+        maker = value.producer()
+        if maker is not None:
+            edit.touched.append(maker)
+    edit.record(partial(reset_outputs, body, old))
+
+
+def _following(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
+    """The node after this one; onnx-ir keeps nodes in a linked list but has no public neighbour."""
+    box = graph._nodes._value_ids_to_boxes[id(node)].next
+    found: ir.Node | None = box.value
+    return found
