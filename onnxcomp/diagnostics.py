@@ -20,6 +20,7 @@ class Severity(StrEnum):
     ERROR = "error"
     WARNING = "warning"
     SKIP = "skip"
+    NEAR = "near"  # a rewrite that nearly applied
     NOTE = "note"
 
 

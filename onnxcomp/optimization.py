@@ -29,7 +29,7 @@ SIMPLIFY = (
 )
 
 
-def optimize(
+def optimize(  # noqa: PLR0913 - each is something that a user may want to say
     source: Source,
     *,
     target: str = "cpu",
@@ -39,6 +39,7 @@ def optimize(
     seed: int = 0,
     progress: Progress = QUIET,
     reproducer: str | Path | None = None,
+    explain: bool = False,
 ) -> Result:
     """Simplifies a model without changing what it computes.
 
@@ -52,6 +53,7 @@ def optimize(
         seed: Seed of inputs that are made up.
         progress: Progress bars.
         reproducer: Folder for the evidence if a pass fails.
+        explain: Record which nodes became what, for `Result.explanation`.
 
     Returns:
         The simplified model and what each pass did.
@@ -66,6 +68,7 @@ def optimize(
         "progress": progress,
         "on_failure": "skip",
         "reproducer": reproducer,
+        "explain": explain,
     }
     if not verify:
         return pipeline.run(original, **options)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from onnxcomp.analysis.facts import Facts
     from onnxcomp.ir import Edit, Model, ir
+    from onnxcomp.ir.trace import Change
     from onnxcomp.samples import Samples
     from onnxcomp.targets import Target
 
@@ -119,6 +120,10 @@ class Context:
         """Reports that something was left alone, and why."""
         self._report(Severity.SKIP, code, where, why, hint)
 
+    def near(self, code: str, where: Place, why: str, hint: str = "") -> None:
+        """Reports a rewrite that nearly applied, and what was in its way."""
+        self._report(Severity.NEAR, code, where, why, hint)
+
     def warn(self, code: str, where: Place, what: str, hint: str = "") -> None:
         """Reports something that the user should look at."""
         self._report(Severity.WARNING, code, where, what, hint)
@@ -204,6 +209,7 @@ class Outcome:
         diagnostics: What was left alone, and why.
         seconds: How long it took.
         rolled_back: Why its work was taken back, empty when it was kept.
+        changes: What became of which nodes, if the run was to be explained.
     """
 
     step: str
@@ -212,3 +218,4 @@ class Outcome:
     diagnostics: Sequence[Diagnostic]
     seconds: float
     rolled_back: str = ""
+    changes: Sequence[Change] = ()

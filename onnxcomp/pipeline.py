@@ -16,6 +16,7 @@ from onnxcomp.diagnostics import Diagnostic, Location, Severity
 from onnxcomp.errors import PassFailedError, RecipeError, UserError
 from onnxcomp.ir import Edit, Model
 from onnxcomp.ir.consistency import inconsistency
+from onnxcomp.ir.trace import Trace
 from onnxcomp.passbase import QUIET, Context, Outcome, Pass
 from onnxcomp.recipe import Fixpoint, Recipe
 from onnxcomp.stages import stage
@@ -23,10 +24,15 @@ from onnxcomp.stages import stage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from onnxcomp.explanation import Explanation
     from onnxcomp.ir.model import Source
     from onnxcomp.passbase import Progress
     from onnxcomp.report import Report
     from onnxcomp.samples import Samples
+
+
+# What a later run of the same pass says anew if it still holds.
+_PASSING = frozenset({Severity.SKIP, Severity.NEAR})
 
 
 class Instrument(Protocol):
@@ -60,8 +66,27 @@ class Result:
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
-        """Everything that was left alone or needs a look, in order."""
-        return (*self.notes, *(found for outcome in self.outcomes for found in outcome.diagnostics))
+        """Everything that was left alone or needs a look, in order.
+
+        A pass that ran several times says what it left alone once: what still holds at the end.
+        """
+        last = {outcome.step: index for index, outcome in enumerate(self.outcomes)}
+        return (
+            *self.notes,
+            *(
+                found
+                for index, outcome in enumerate(self.outcomes)
+                for found in outcome.diagnostics
+                if found.severity not in _PASSING or last[outcome.step] == index
+            ),
+        )
+
+    @property
+    def explanation(self) -> Explanation:
+        """What each pass and rule did, where if the run was to be explained, and what was nearly done."""
+        from onnxcomp.explanation import explain
+
+        return explain(self.outcomes, self.model)
 
     @property
     def report(self) -> Report:
@@ -126,6 +151,7 @@ class Pipeline:
         progress: Progress = QUIET,
         on_failure: Literal["raise", "skip"] = "raise",
         reproducer: str | Path | None = None,
+        explain: bool = False,
     ) -> Result:
         """Rewrites a model.
 
@@ -138,6 +164,7 @@ class Pipeline:
                 case; then the error is raised, or the run goes on without that pass.
             reproducer: Folder for the model before the failing pass and the steps that remained; by
                 default one is made in the system's temporary folder.
+            explain: Record which nodes became what, for `Result.explanation`.
 
         Returns:
             The new model and what was done to it.
@@ -149,6 +176,7 @@ class Pipeline:
         start = time.perf_counter()
         model = Model.load(source)
         run = _Run(self, model, _samples(samples, model), threads, progress, on_failure, reproducer)
+        run.edit.trace = Trace() if explain else None
         run.check_requirements()
         run.steps(self.steps)
         seconds = time.perf_counter() - start
@@ -261,12 +289,16 @@ class _Run:
 
     def outcome(self, step: Pass, ctx: Context, start: float) -> Outcome:
         """Records what a pass did."""
+        seconds = time.perf_counter() - start
+        if self.edit.trace is not None:
+            self.edit.trace.close("", self.edit.mark())
         return Outcome(
             recipe.format_step(step),
             self.edit.changed,
             dict(sorted(self.edit.stats.items())),
             tuple(ctx.diagnostics),
-            time.perf_counter() - start,
+            seconds,
+            changes=() if self.edit.trace is None else self.edit.trace.changes(),
         )
 
     def take_back(

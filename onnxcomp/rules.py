@@ -36,10 +36,12 @@ class Miss:
     Attributes:
         why: The reason, as a sentence part: `the weight is not constant`.
         near: Whether the node nearly matched, so that a user would like to know.
+        hint: What the user could do about it, if anything.
     """
 
     why: str
     near: bool = False
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class RulePass(Pass):
         queue = deque(ctx.model.nodes())
         queued = set(queue)
         budget = MAX_APPLICATIONS_PER_NODE * max(len(queue), 64)
-        near: dict[ir.Node, str] = {}
+        near: dict[ir.Node, Miss] = {}
         hubs: dict[ir.Node, None] = {}
         while queue or hubs:
             if not queue:
@@ -100,28 +102,31 @@ class RulePass(Pass):
                 continue
             node = queue.popleft()
             queued.discard(node)
-            candidates = by_operator.get(standard_op(node) or "", [])
+            candidates = by_operator.get(standard_op(node) or f"{node.domain}.{node.op_type}", [])
             if node.graph is None or not candidates or budget <= 0:
                 continue
             ctx.edit.touched.clear()
             if self._try(node, candidates, ctx, near):
                 budget -= 1
                 _requeue(_around(ctx.edit.touched, hubs), queue, queued)
-        for node, why in near.items():
+        for node, miss in near.items():
             if node.graph is not None and self.near_miss_code:
-                ctx.skip(self.near_miss_code, node, why)
+                ctx.near(self.near_miss_code, node, miss.why, miss.hint)
 
     @staticmethod
-    def _try(node: ir.Node, rules: list[Rule], ctx: Context, near: dict[ir.Node, str]) -> bool:
+    def _try(node: ir.Node, rules: list[Rule], ctx: Context, near: dict[ir.Node, Miss]) -> bool:
+        near.pop(node, None)  # what was in the way when it was looked at before
         for rule in rules:
             match = rule.match(node, ctx.facts)
             if isinstance(match, Match):
                 rule.apply(match, ctx.edit)
                 ctx.edit.count(rule.name)
+                if ctx.edit.trace is not None:
+                    ctx.edit.trace.close(rule.name, ctx.edit.mark())
                 near.pop(node, None)
                 return True
             if match.near:
-                near[node] = match.why
+                near.setdefault(node, match)
         return False
 
 

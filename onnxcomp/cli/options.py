@@ -224,6 +224,13 @@ conditions_options = bundle(
 )
 
 
+explain_option = click.option(
+    "--explain",
+    is_flag=True,
+    help="Say what each pass and rule did where, and which rewrites nearly applied, and why not.",
+)
+
+
 def finish(report: Report, output: Output) -> int:
     """Prints and stores a report; returns the exit code that its limits ask for."""
     from onnxcomp.cli.output import show_report

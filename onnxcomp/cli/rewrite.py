@@ -131,6 +131,8 @@ def conclude(job: Job, result: Result, gates: tuple[Gate, ...] = ()) -> int:
     before = job.before()
     job.save(result)
     report = job.report(result, before).with_(gates=gates)
+    if job.options.get("explain"):
+        report = report.with_(explanation=result.explanation)
     code = finish(report, job.output)
     remark(f"wrote {job.target}")
     return code

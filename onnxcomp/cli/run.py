@@ -11,6 +11,7 @@ from onnxcomp.cli.options import (
     MODEL,
     conditions_options,
     data_options,
+    explain_option,
     output_options,
 )
 from onnxcomp.cli.output import progress
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--passes", metavar="TEXT", help="Passes as text, instead of a recipe.")
 @output_options
 @data_options
+@explain_option
 @conditions_options
 @everywhere
 def run(
@@ -37,6 +39,7 @@ def run(
     passes: str | None,
     output: Output,
     data: Data,
+    explain: bool,
     conditions: Conditions,
 ) -> int:
     """Runs passes on MODEL, in the order that a recipe gives.
@@ -56,10 +59,17 @@ def run(
     pipeline = Pipeline(recipe.steps, target=conditions.target or recipe.target)
     source = Model.load(model)
     samples = data.load(source.signature().inputs)
-    options = {"recipe": recipe_file, "target": pipeline.target, "check": recipe.check}
+    options = {
+        "recipe": recipe_file,
+        "target": pipeline.target,
+        "check": recipe.check,
+        "explain": explain,
+    }
     job = Job("run", model, place, output, data, conditions, samples, options)
     check_names(recipe.check)
-    result = pipeline.run(source, samples=samples, threads=conditions.threads, progress=progress())
+    result = pipeline.run(
+        source, samples=samples, threads=conditions.threads, progress=progress(), explain=explain
+    )
     gates = checked(recipe.check, source, result.model, samples, seed=conditions.seed)
     return conclude(job, result, gates)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from onnxcomp.ir.model import Model
+    from onnxcomp.ir.trace import Trace
 
 PROVENANCE = "onnxcomp.pass"
 # Before this version every initializer had to be an input of the graph as well.
@@ -31,6 +32,7 @@ class Edit:
     Attributes:
         stats: What was done, in words, with how often: `{"nodes removed": 3}`.
         touched: Nodes whose inputs changed or that were made, in order; drivers re-queue them.
+        trace: What is done in terms of nodes, where somebody asked for an explanation.
     """
 
     def __init__(self, model: Model) -> None:
@@ -40,6 +42,7 @@ class Edit:
         self.stats: Counter[str] = Counter()
         self.stamp = ""
         self.touched: list[ir.Node] = []
+        self.trace: Trace | None = None
 
     # -- transactions ------------------------------------------------------------------------------
 
@@ -54,11 +57,15 @@ class Edit:
         self.stats = Counter()
         self.stamp = stamp
         self.touched = []
+        if self.trace is not None:
+            self.trace.begin(self._model.nodes())
 
     def rollback(self, mark: int = 0) -> None:
         """Takes back everything since `begin`, or since a `mark`."""
         while len(self._journal) > mark:
             self._journal.pop()()
+        if self.trace is not None:
+            self.trace.rollback(mark)
         if mark == 0:
             self.stats = Counter()
         self.touched = []
@@ -152,6 +159,8 @@ class Edit:
             node.metadata_props[PROVENANCE] = self.stamp
         scope = self._place(node, before, after, graph)
         self._journal.append(lambda: _unlink(scope, node))
+        if self.trace is not None:
+            self.trace.added(node, len(self._journal))
         self.stats["nodes added"] += 1
         self.touched.append(node)
         return node
@@ -208,6 +217,8 @@ class Edit:
         )
         graph.register_initializer(value)
         self._journal.append(lambda: _forget(graph, value))
+        if self.trace is not None:
+            self.trace.weighed(tensor.nbytes, len(self._journal))
         self.stats["initializers added"] += 1
         return value
 
@@ -235,6 +246,11 @@ class Edit:
 
     def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
         """Makes a node read another value; the input list grows if the index lies behind it."""
+        if self.trace is not None:
+            self.trace.changed(node, len(self._journal) + 1)
+        self._set_input(node, index, value)
+
+    def _set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
         if index >= len(node.inputs):
             size = len(node.inputs)
             node.resize_inputs(index + 1)
@@ -259,9 +275,11 @@ class Edit:
     def set_attribute(self, node: ir.Node, name: str, value: object) -> None:
         """Sets an attribute to a plain Python value or `ir.Attr`; None removes it."""
         old = dict(node.attributes)
+        if value is None and name not in node.attributes:
+            return
+        if self.trace is not None:
+            self.trace.changed(node, len(self._journal) + 1)
         if value is None:
-            if name not in node.attributes:
-                return
             del node.attributes[name]
         else:
             node.attributes.add(_attributes({name: value})[0])
@@ -272,6 +290,8 @@ class Edit:
     def set_operator(self, node: ir.Node, op_type: str, domain: str = "") -> None:
         """Turns a node into another operator; inputs, outputs and attributes stay."""
         old = (node.op_type, node.domain)
+        if self.trace is not None:
+            self.trace.changed(node, len(self._journal) + 1)
         node.op_type, node.domain = op_type, domain
 
         def undo() -> None:
@@ -311,6 +331,10 @@ class Edit:
             raise ValueError(f"not an initializer: {value.name}")
         tensor = named(_as_tensor(array), value.name or "")
         old = (value.const_value, value.type, value.shape)
+        if self.trace is not None:
+            before = 0 if value.const_value is None else value.const_value.nbytes
+            self.trace.weighed(tensor.nbytes - before, len(self._journal) + 1)
+            self.trace.read_by(value.consumers(), len(self._journal) + 1)
         value.const_value = tensor
         value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
 
@@ -331,7 +355,7 @@ class Edit:
         if old is new:
             return
         for usage in old.uses():
-            self.set_input(usage.node, usage.idx, new)
+            self._set_input(usage.node, usage.idx, new)
         if old.is_graph_output():
             self._replace_output(old, new)
         self.stats["values replaced"] += 1
@@ -395,7 +419,7 @@ class Edit:
         self._rename(value, self.fresh(name))
         made = self.initializer(tensor, name=name, graph=graph, exact=True)
         for usage in value.uses():
-            self.set_input(usage.node, usage.idx, made)
+            self._set_input(usage.node, usage.idx, made)
         self._set_declared(made, value)
         for index, output in enumerate(graph.outputs):
             if output is value:
@@ -423,6 +447,8 @@ class Edit:
         following = _following(scope, node)
         scope.remove(node)
         self._journal.append(lambda: _relink(scope, node, following))
+        if self.trace is not None:
+            self.trace.removed(node, len(self._journal))
         self.stats["nodes removed"] += 1
 
     def _detach(self, node: ir.Node, index: int, value: ir.Value) -> None:
@@ -449,7 +475,7 @@ class Edit:
         order = list(graph.initializers.values())
         graph.initializers.pop(value.name or "")
         self._journal.append(lambda: _reorder(graph, order))
-        self.stats["initializers removed"] += 1
+        self._dropped([value])
 
     def drop_initializers(self, values: Iterable[ir.Value]) -> None:
         """Removes many unused initializers of one scope at the cost of one."""
@@ -463,7 +489,13 @@ class Edit:
         for value in found:
             graph.initializers.pop(value.name or "")
         self._journal.append(lambda: _reorder(graph, order))
-        self.stats["initializers removed"] += len(found)
+        self._dropped(found)
+
+    def _dropped(self, values: list[ir.Value]) -> None:
+        self.stats["initializers removed"] += len(values)
+        if self.trace is not None:
+            size = sum(v.const_value.nbytes for v in values if v.const_value is not None)
+            self.trace.weighed(-size, len(self._journal))
 
     # -- the model as a whole ----------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from onnxcomp.report.environment import Environment
 
 if TYPE_CHECKING:
     from onnxcomp.diagnostics import Diagnostic
+    from onnxcomp.explanation import Explanation
     from onnxcomp.passbase import Outcome
 
 # Raised when a field changes its meaning or goes away.
@@ -122,6 +123,7 @@ class Report:
         digests: SHA-256 of `input`, `output`, `samples`.
         environment: Versions and hardware.
         seconds: How long it took.
+        explanation: What was done where, and what was nearly done, if that was asked for.
     """
 
     command: str
@@ -136,6 +138,7 @@ class Report:
     digests: Mapping[str, str] = field(default_factory=dict)
     environment: Environment = field(default_factory=Environment.current)
     seconds: float = 0.0
+    explanation: Explanation | None = None
 
     @property
     def passed(self) -> bool:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxcomp.diagnostics import Severity
-from onnxcomp.report import units
+from onnxcomp.report import explained, units
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +29,8 @@ NARROW = 60
 DEFAULT_WIDTH = 120
 # Remarks of one code that are shown unless all are asked for.
 SHOWN_PER_CODE = 2
+# An explanation says these better.
+_EXPLAINED = frozenset({Severity.SKIP, Severity.NEAR})
 # A rule under the headings and nothing else.
 _ASCII_LINES = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
@@ -86,7 +88,10 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
     if report.models:
         console.print(models_table(report, console))
         console.print()
-    if any(step.changed or step.rolled_back or verbose for step in report.steps):
+    explanation = report.explanation
+    if explanation is not None and any(step.changed or step.rolled_back for step in report.steps):
+        _print_explanation(explained.done_lines(explanation, verbose=verbose), console)
+    elif any(step.changed or step.rolled_back or verbose for step in report.steps):
         console.print(steps_table(report, console, verbose=verbose))
         console.print()
     elif report.steps:
@@ -95,10 +100,30 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
         word = "kept" if gate.met else "MISSED"
         line = f"limit {word}: {gate.name} {gate.value:.4g}, allowed {gate.limit:.4g}"
         console.print(Text(line, style="" if gate.met else "bold red"))
-    for line in remarks(report.diagnostics, verbose=verbose):
+    remarked = report.diagnostics
+    if explanation is not None:
+        _print_explanation(explained.near_lines(explanation, verbose=verbose), console)
+        remarked = tuple(found for found in remarked if found.severity not in _EXPLAINED)
+    for line in remarks(remarked, verbose=verbose):
         console.print(Text(line, style="yellow" if " warning: " in line else "dim"))
     for note in report.notes:
         console.print(Text(note))
+
+
+def _print_explanation(lines: Sequence[str], console: Console) -> None:
+    for line in lines:
+        console.print(_indented(line, console))
+    if lines:
+        console.print()
+
+
+def _indented(line: str, console: Console) -> RenderableType:
+    """Wraps a line so that what follows stands under its beginning."""
+    from rich.padding import Padding
+
+    text = line.lstrip(" ")
+    # A narrow terminal has no room for more.
+    return Padding(Text(text), (0, 0, 0, min(len(line) - len(text), console.width // 4)))
 
 
 def table(
@@ -192,9 +217,11 @@ def remarks(diagnostics: Sequence[Diagnostic], *, verbose: bool = False) -> list
     order = list(Severity)
     ranked = sorted(diagnostics, key=lambda remark: order.index(remark.severity))
     by_code: dict[str, list[Diagnostic]] = {}
+    near = 0
     for remark in ranked:
-        if verbose or remark.severity is not Severity.NOTE:
+        if verbose or remark.severity not in {Severity.NOTE, Severity.NEAR}:
             by_code.setdefault(remark.code, []).append(remark)
+        near += remark.severity is Severity.NEAR
     lines = []
     for code, remarks_of_code in by_code.items():
         # A pass that ran again says the same again.
@@ -203,4 +230,7 @@ def remarks(diagnostics: Sequence[Diagnostic], *, verbose: bool = False) -> list
         lines += alike[:shown]
         if shown < len(alike):
             lines.append(f"{code} ... and {len(alike) - shown} more (--verbose shows all)")
+    if near and not verbose:
+        rewrites = "1 rewrite" if near == 1 else f"{near} rewrites"
+        lines.append(f"{rewrites} nearly applied: --explain tells which, and what was in the way")
     return lines

@@ -71,6 +71,18 @@ def test_optimize_quietly_says_nothing(command: Run, net: Path, tmp_path: Path) 
     assert command("optimize", net, "-o", tmp_path / "out.onnx", "-q") == (0, "", "")
 
 
+def test_explain_tells_what_was_done_where(command: Run, net: Path, tmp_path: Path) -> None:
+    done = command("optimize", net, "-o", tmp_path / "out.onnx", "--explain")
+    assert done.code == 0, done.err
+    assert "nodes without effect removed: Identity -> nothing" in done.out
+    passes = ["run", "--passes", "eliminate-identity", net, "-o", tmp_path / "out2.onnx"]
+    document = json.loads(command(*passes, "--explain", "--json").out)
+    assert document["explanation"]["passes"][0]["nodes"] == -2
+    assert (
+        json.loads(command(*passes[:-1], tmp_path / "3.onnx", "--json").out)["explanation"] is None
+    )
+
+
 def test_optimize_json_is_the_report(command: Run, net: Path, data: Path, tmp_path: Path) -> None:
     place, report = tmp_path / "out.onnx", tmp_path / "report.json"
     done = command("optimize", net, "-o", place, "--data", data, "--json", "--report", report)

@@ -1,0 +1,128 @@
+"""What an `Edit` did, told in nodes; kept only where somebody asked for an explanation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from onnxcomp.diagnostics import Location
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from onnxcomp.ir.backend import ir
+
+# A weight with more readers than this is no part of what was rewritten around one of them.
+_FEW = 4
+
+
+@dataclass(frozen=True)
+class Change:
+    """One application of a rule, or all that a pass did which is not made of rules.
+
+    Attributes:
+        rule: Name of the rule, empty for a pass without rules.
+        before: Nodes that went, and those that changed as they were, in the order of the model.
+        after: Nodes that came, and those that changed as they are.
+        nodes: How many nodes more the model has.
+        bytes: How many bytes of weights more.
+    """
+
+    rule: str
+    before: tuple[Location, ...]
+    after: tuple[Location, ...]
+    nodes: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Event:
+    mark: int
+    kind: str
+    node: ir.Node | None
+    where: Location
+    bytes: int = 0
+
+
+class Trace:
+    """Collects what happens to nodes and weights; `close` makes one `Change` of what came since the last.
+
+    A mark is a place in the journal of the `Edit`: what is rolled back is forgotten here too.
+    """
+
+    def __init__(self) -> None:
+        self._events: list[_Event] = []
+        self._changes: list[tuple[int, Change]] = []
+        self._order: dict[ir.Node, int] = {}
+
+    def begin(self, nodes: Iterable[ir.Node]) -> None:
+        """Forgets everything; the nodes tell the order of the model."""
+        self._events.clear()
+        self._changes.clear()
+        self._order = {node: index for index, node in enumerate(nodes)}
+
+    def added(self, node: ir.Node, mark: int) -> None:
+        """Notes a new node."""
+        self._events.append(_Event(mark, "added", node, Location.of(node)))
+
+    def removed(self, node: ir.Node, mark: int) -> None:
+        """Notes a node that goes."""
+        self._events.append(_Event(mark, "removed", node, Location.of(node)))
+
+    def changed(self, node: ir.Node, mark: int) -> None:
+        """Notes a node that is about to change, and what it still is."""
+        self._events.append(_Event(mark, "changed", node, Location.of(node)))
+
+    def read_by(self, nodes: Iterable[ir.Node], mark: int) -> None:
+        """Notes the readers of a weight that changes, if they are few."""
+        readers = list(nodes)
+        for node in readers if len(readers) <= _FEW else ():
+            self.changed(node, mark)
+
+    def weighed(self, count: int, mark: int) -> None:
+        """Notes bytes of weights that came, or went."""
+        self._events.append(_Event(mark, "bytes", None, Location(""), count))
+
+    def rollback(self, mark: int) -> None:
+        """Forgets what is taken back."""
+        self._events = [event for event in self._events if event.mark <= mark]
+        self._changes = [(end, change) for end, change in self._changes if end <= mark]
+
+    def close(self, rule: str, mark: int) -> None:
+        """Makes one change of everything since the last one."""
+        if not self._events:
+            return
+        added: dict[ir.Node, Location] = {}
+        before: dict[ir.Node, Location] = {}
+        gone: set[ir.Node] = set()
+        for event in self._events:
+            node = event.node
+            if node is None:
+                continue
+            if event.kind == "added":
+                added[node] = event.where
+            elif event.kind == "removed" and node in added:
+                del added[node]
+            elif node not in added:
+                before.setdefault(node, event.where)
+                if event.kind == "removed":
+                    gone.add(node)
+        kept = [node for node in self._sorted(before) if node not in gone]
+        change = Change(
+            rule,
+            tuple(before[node] for node in self._sorted(before)),
+            (*(Location.of(node) for node in kept), *added.values()),
+            len(added) - len(gone),
+            sum(event.bytes for event in self._events),
+        )
+        self._events.clear()
+        if change.before or change.after or change.bytes:
+            self._changes.append((mark, change))
+
+    def _sorted(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
+        # A node that the pass itself made earlier has no place; it counts as last.
+        return sorted(nodes, key=lambda node: self._order.get(node, len(self._order)))
+
+    def changes(self) -> tuple[Change, ...]:
+        """Returns the changes so far, in order."""
+        return tuple(change for _, change in self._changes)

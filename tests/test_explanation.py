@@ -1,0 +1,145 @@
+"""What a run says it did, and what it nearly did."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import onnxcomp
+from onnxcomp.diagnostics import Location
+from onnxcomp.ir import Edit, Model
+from onnxcomp.ir.trace import Trace
+from onnxcomp.pipeline import Pipeline
+from tests.helpers import text
+
+if TYPE_CHECKING:
+    from onnxcomp.explanation import Explanation
+
+TWO_CONVS = """
+    net (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y, float[N, 4, 4, 4] z)
+    <float[4, 3, 3, 3] w, float[4, 4, 3, 3] v, float[4] s, float[4] b, float[4] m, float[4] r = {1, 1, 1, 1}> {
+      [first] c = Conv (x, w)
+      [one] y = BatchNormalization (c, s, b, m, r)
+      [second] d = Conv (y, v)
+      [two] e = BatchNormalization (d, s, b, m, r)
+      z = Add (e, d)
+    }
+"""
+
+
+def explained(graph: str, passes: str) -> Explanation:
+    return Pipeline.parse(passes).run(text.model(graph), explain=True).explanation
+
+
+def test_a_rule_tells_what_became_of_what() -> None:
+    (row,) = explained(TWO_CONVS, "fuse-batchnorm").passes
+    assert (row.step, row.runs, row.changing, row.nodes) == ("fuse-batchnorm", 1, 1, -1)
+    (rewrite,) = row.rewrites
+    assert rewrite.rule == "normalizations folded into the operator before"
+    assert (rewrite.before, rewrite.after) == (("Conv", "BatchNormalization"), ("Conv",))
+    (change,) = rewrite.changes
+    assert change.before == (Location("Conv", "first"), Location("BatchNormalization", "one"))
+    assert change.after == (Location("Conv", "first"),)
+    assert (rewrite.nodes, rewrite.bytes) == (-1, 16)
+
+
+def test_a_pass_without_rules_counts_operators() -> None:
+    graph = """
+        net (float[3] x) => (float[3] y) {
+          a = Relu (x)
+          b = Neg (x)
+          c = Neg (b)
+          y = Abs (x)
+        }
+    """
+    (row,) = explained(graph, "eliminate-dead").passes
+    (rewrite,) = row.rewrites
+    assert (rewrite.rule, rewrite.before, rewrite.after) == ("", ("2 Neg", "1 Relu"), ())
+    assert (row.nodes, rewrite.nodes) == (-3, -3)
+
+
+def test_near_misses_say_what_was_in_the_way() -> None:
+    found = explained(TWO_CONVS, "fuse-batchnorm").near_misses
+    assert [(miss.code, miss.where) for miss in found] == [
+        ("FBN101", (Location("BatchNormalization", "two"),))
+    ]
+    assert found[0].elements == 4 * 4 * 4
+
+
+def test_near_misses_of_a_fixpoint_are_told_once_and_only_if_they_still_hold() -> None:
+    # While the Identity reads the Conv too, nothing can be folded; when it is gone, it can.
+    graph = """
+        net (float[N, 3, 8, 8] x) => (float[N, 4, 6, 6] y)
+        <float[4, 3, 3, 3] w, float[4] s, float[4] b, float[4] m, float[4] r = {1, 1, 1, 1}> {
+          c = Conv (x, w)
+          y = BatchNormalization (c, s, b, m, r)
+          unused = Relu (c)
+        }
+    """
+    result = Pipeline.parse("fixpoint(fuse-batchnorm,eliminate-dead)").run(text.model(graph))
+    assert [outcome.step for outcome in result.outcomes if outcome.diagnostics] == [
+        "fuse-batchnorm"
+    ]
+    assert result.diagnostics == ()
+    assert result.explanation.near_misses == ()
+    kept = Pipeline.parse("fixpoint(fuse-batchnorm,eliminate-identity)").run(text.model(TWO_CONVS))
+    assert len([o for o in kept.outcomes if o.diagnostics]) > 1
+    assert len(kept.diagnostics) == 1
+
+
+def test_near_misses_with_most_to_gain_come_first() -> None:
+    norm = "BatchNormalization ({}, s, b, m, r)"
+    graph = f"""
+        net (float[2, 4, 3, 3] x, float[2, 4, 9, 9] z) => (float[2, 4, 3, 3] y, float[2, 4, 9, 9] u)
+        <float[4] s, float[4] b, float[4] m, float[4] r = {{1, 1, 1, 1}}> {{
+          [small] y = {norm.format("x")}
+          [large] u = {norm.format("z")}
+        }}
+    """
+    (miss,) = explained(graph, "fuse-batchnorm").near_misses
+    assert [place.name for place in miss.where] == ["large", "small"]
+    assert miss.elements == 8 * 9 + 8 * 81
+
+
+def test_nothing_is_recorded_unless_asked_for() -> None:
+    result = Pipeline.parse("fuse-batchnorm").run(text.model(TWO_CONVS))
+    assert all(not outcome.changes for outcome in result.outcomes)
+    assert result.explanation.passes[0].rewrites == ()
+
+
+def test_what_is_taken_back_is_not_told_as_done() -> None:
+    # The first try of constant folding may be rolled back within the pass.
+    model = text.model("net (float[3] x) => (float[3] y) { a = Neg (x)  b = Neg (a)  y = Abs (b) }")
+    loaded = Model.load(model)
+    edit = Edit(loaded)
+    edit.trace = Trace()
+    edit.begin("test")
+    first, second, last = list(loaded.graph)
+    edit.set_input(last, 0, loaded.graph.inputs[0])
+    edit.trace.close("one", edit.mark())
+    mark = edit.mark()
+    edit.remove(second)
+    edit.remove(first)
+    edit.trace.close("two", edit.mark())
+    edit.rollback(mark)
+    edit.trace.close("three", edit.mark())
+    assert [change.rule for change in edit.trace.changes()] == ["one"]
+    assert edit.trace.changes()[0].before == (Location("Abs", last.name or "y"),)
+
+
+def test_optimize_explains_in_text_and_as_data() -> None:
+    result = onnxcomp.optimize(text.model(TWO_CONVS), explain=True)
+    said = str(result.explanation)
+    assert (
+        "1 x normalizations folded into the operator before: Conv + BatchNormalization -> Conv"
+        in said
+    )
+    assert 'at "first" + "one"' in said
+    assert "What was nearly done:" in said
+    report = result.report.with_(explanation=result.explanation)
+    assert "What was done:" in str(report)
+    document = json.loads(report.to_json())["explanation"]
+    rows = {row["step"]: row for row in document["passes"]}
+    assert rows["fuse-batchnorm"]["rewrites"][0]["changes"][0]["after"] == [
+        {"kind": "Conv", "name": "first"}
+    ]
