@@ -38,13 +38,24 @@ def reads(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def move_before(edit: Edit, node: ir.Node, place: ir.Node) -> None:
-    """Moves a node to the place before another one, which may be in another scope.
+    """Moves a node to the place before another one, which may be in another scope."""
+    if place.graph is None:
+        raise ValueError(f"not in a graph: {place.op_type} {place.name}")
+    _move(edit, node, place.graph, place)
 
-    In another scope everything that it makes gets a fresh name, because names of one scope may
-    repeat those of its siblings.
+
+def move_to_end(edit: Edit, node: ir.Node, scope: ir.Graph) -> None:
+    """Moves a node to the end of a scope."""
+    _move(edit, node, scope, None)
+
+
+def _move(edit: Edit, node: ir.Node, target: ir.Graph, place: ir.Node | None) -> None:
+    """Moves a node; in another scope everything that it makes gets a fresh name.
+
+    Names of one scope may repeat those of its siblings.
     """
-    source, target = node.graph, place.graph
-    if source is None or target is None:
+    source = node.graph
+    if source is None:
         raise ValueError(f"not in a graph: {node.op_type} {node.name}")
     after = _following(source, node)
     names = [node.name, *(value.name for value in node.outputs)]
@@ -53,7 +64,7 @@ def move_before(edit: Edit, node: ir.Node, place: ir.Node) -> None:
         node.name = edit.fresh(node.name) if node.name else node.name
         for value in node.outputs:
             value.name = edit.fresh(value.name) if value.name else value.name
-    target.insert_before(place, node)
+    _put(target, node, place)
     edit.touched.append(node)
 
     def undo() -> None:
@@ -61,12 +72,16 @@ def move_before(edit: Edit, node: ir.Node, place: ir.Node) -> None:
         node.name = names[0]
         for value, name in zip(node.outputs, names[1:], strict=True):
             value.name = name
-        if after is None:
-            source.append(node)
-        else:
-            source.insert_before(after, node)
+        _put(source, node, after)
 
     edit.record(undo, "nodes moved")
+
+
+def _put(graph: ir.Graph, node: ir.Node, before: ir.Node | None) -> None:
+    if before is None:
+        graph.append(node)
+    else:
+        graph.insert_before(before, node)
 
 
 def lift_initializer(edit: Edit, value: ir.Value, scope: ir.Graph) -> ir.Value:
@@ -103,6 +118,19 @@ def drop_result(edit: Edit, node: ir.Node, index: int) -> None:
         raise ValueError(f"still in use: {old[index].name}")
     set_outputs(node, [*old[:index], *old[index + 1 :]])
     edit.record(partial(set_outputs, node, old), "outputs left out")
+
+
+def hand_over_results(edit: Edit, source: ir.Node, target: ir.Node) -> None:
+    """Makes a node give the outputs of another one after its own."""
+    before, after = list(target.outputs), list(source.outputs)
+    set_outputs(source, [])
+    set_outputs(target, [*before, *after])
+
+    def undo() -> None:
+        set_outputs(target, before)
+        set_outputs(source, after)
+
+    edit.record(undo)
 
 
 def drop_body_input(edit: Edit, body: ir.Graph, index: int) -> None:

@@ -25,7 +25,7 @@ def node_key(node: ir.Node) -> Hashable | None:
         return None
     attributes = []
     for name, attr in sorted(node.attributes.items()):
-        key = _attribute_key(attr)
+        key = attribute_key(attr)
         if key is None:
             return None
         attributes.append((name, key))
@@ -37,7 +37,8 @@ def node_key(node: ir.Node) -> Hashable | None:
     )
 
 
-def _attribute_key(attr: ir.Attr) -> Hashable | None:
+def attribute_key(attr: ir.Attr) -> Hashable | None:
+    """Returns a key that equal attributes share, None for one that cannot be compared."""
     if attr.is_ref():
         return ("reference", attr.ref_attr_name)
     kind = attr.type
