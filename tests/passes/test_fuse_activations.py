@@ -89,7 +89,15 @@ def test_puts_gelu_together(body: str) -> None:
         before = run(model(text), {"x": SPECIAL}, "onnxruntime")[0]
     after = run(got, {"x": SPECIAL}, "onnxruntime")[0]
     np.testing.assert_allclose(after, before, rtol=2e-6, atol=2e-6)
-    assert_unchanged(ACTIVATE, graph(body, 19))
+    if "Erf" in body:
+        assert_unchanged(ACTIVATE, graph(body, 19))
+        return
+    # Without the operator the form with Sigmoid is shorter; the operator is found in that as well.
+    short = assert_holds(ACTIVATE, graph(body, 19), feeds=feeds, rtol=2e-6, atol=2e-6)
+    assert " ".join(node.op_type for node in short.graph.node) == "Mul Mul Add Mul Sigmoid Mul"
+    short.opset_import[0].version = 20
+    again = assert_holds(ACTIVATE, short, feeds=feeds, rtol=2e-6, atol=2e-6)
+    assert [node.op_type for node in again.graph.node] == ["Gelu"]
 
 
 @pytest.mark.parametrize(

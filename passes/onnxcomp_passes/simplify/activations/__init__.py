@@ -1,0 +1,1 @@
+"""Rules of fuse-activations, one family per file."""
