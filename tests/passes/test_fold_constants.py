@@ -494,7 +494,7 @@ def test_channels_of_a_convolution_are_known_whatever_its_input() -> None:
 
 
 ATTENTION = """
-    g (float[B, S, 8] x, bool[B, S] mask) => (float[?, ?, 8] y)
+    g (float[B, S, 8] x, bool[1, S] mask) => (float[?, ?, 8] y)
     <int64 zero = {0}, int64 one = {1}, int64[1] first = {0}, int64[2] heads = {2, 4},
      int64[1] merged = {-1}, int64[2] middle = {1, 2}, int64[1] second = {1}> {
       q = Tanh (x)
@@ -529,9 +529,21 @@ def test_an_attention_block_needs_no_shape_arithmetic() -> None:
     for batch, length in [(1, 1), (1, 5), (3, 1), (2, 4)]:
         feeds = {
             "x": rng.normal(size=(batch, length, 8)).astype(np.float32),
-            "mask": rng.integers(0, 2, (batch, length)).astype(bool),
+            "mask": rng.integers(0, 2, (1, length)).astype(bool),
         }
         assert_same_numbers(source, got, feeds, rtol=1e-6, atol=1e-6)
+
+
+def test_a_batch_that_only_a_symbol_calls_equal_is_not_copied() -> None:
+    # The runtime takes one sample and five masks: broadcasting makes five of it.
+    source = model(ATTENTION.replace("bool[1, S]", "bool[B, S]"))
+    got, _ = run_pass(FOLD, source)
+    for batch, masks in [(1, 5), (2, 2)]:
+        feeds = {
+            "x": np.ones((batch, 3, 8), np.float32),
+            "mask": np.ones((masks, 3), bool),
+        }
+        assert_same_numbers(source, got, feeds, runtimes=("onnxruntime",), rtol=1e-6, atol=1e-6)
 
 
 def test_a_size_that_becomes_zero_copies_another_one_and_is_not_taken_for_equal() -> None:

@@ -15,7 +15,6 @@ from onnxcomp.passbase import Pass
 from onnxcomp_passes.simplify.folding import reshapes
 from onnxcomp_passes.simplify.folding.evaluate import Evaluator
 from onnxcomp_passes.simplify.folding.limits import Budget
-from onnxcomp_passes.simplify.folding.partial import PartialValues, ambiguous_symbols
 from onnxcomp_passes.simplify.folding.placing import Placer
 from onnxcomp_passes.simplify.folding.waves import Wave
 from onnxcomp_passes.simplify.scopes import scope_versions
@@ -103,16 +102,12 @@ class _Folding:
     def reason(self, shapes: ShapeMap) -> bool:
         """Replaces shape arithmetic whose result is known, and simplifies targets of Reshape."""
         mark = self.ctx.edit.mark()
-        values = PartialValues(shapes, ambiguous_symbols(self.ctx.model.graph))
-        values.sweep(self.ctx.model.graph)
-        for function in self.ctx.model.core.functions.values():
-            values.sweep(function.graph)
-        for value, vector in list(values.found()):
+        for value, vector in list(shapes.vectors()):
             if vector.known and constant(value) is None and _is_in_use(value):
                 self.placer.place(value, ir.tensor(vector.array()))
         for node in list(self.ctx.model.nodes()):
             if is_op(node, "Reshape"):
-                reshapes.simplify(node, values, self.placer)
+                reshapes.simplify(node, shapes, self.placer)
         return self.ctx.edit.mark() != mark
 
     def evaluate(self) -> bool:

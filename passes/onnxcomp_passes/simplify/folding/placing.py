@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import constant, has_reference_attribute, is_op, standard_op
+from onnxcomp.ir.ops import constant, has_reference_attribute, input_at, is_op, standard_op
+from onnxcomp_passes.simplify.scopes import scope_versions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from onnxcomp.analysis.shapes import ShapeMap
     from onnxcomp.ir import Edit, Model
 
@@ -20,6 +26,9 @@ _SHAPED_NAMES = (
     "Scan Where Gather Concat Cast Add Sub Mul Div Shape Size Equal Max Min"
 )
 _SHAPED_BY_CONTENTS = frozenset(_SHAPED_NAMES.split())
+
+# Until then, Squeeze and Unsqueeze had them as an attribute.
+_AXES_AS_INPUT = 13
 
 
 class Placer:
@@ -34,6 +43,10 @@ class Placer:
         self._edit = edit
         self._functions = {function.graph for function in model.core.functions.values()}
         self.placed: list[ir.Node] = []
+
+    @cached_property
+    def _versions(self) -> dict[ir.Graph, int]:
+        return scope_versions(self._model)
 
     def lift_constants(self) -> None:
         """Turns Constant nodes into initializers, except where they are the only possible form."""
@@ -106,6 +119,26 @@ class Placer:
         maker = None if old is None else old.producer()
         made = self._edit.initializer(tensor, name=name, graph=graph)
         self._edit.set_input(node, index, made)
+        self._edit.count("targets simplified")
+        if maker is not None:
+            self.drop(maker)
+
+    def view(self, node: ir.Node, operator: str, axes: Sequence[int]) -> None:
+        """Turns a Reshape into a Squeeze or Unsqueeze of some axes."""
+        graph, target = node.graph, input_at(node, 1)
+        if graph is None:
+            return
+        maker = None if target is None else target.producer()
+        self.placed.append(node)
+        if self._versions[graph] < _AXES_AS_INPUT:
+            self._edit.truncate_inputs(node, 1)
+            self._edit.set_attribute(node, "axes", list(axes))
+        else:
+            tensor = ir.tensor(np.array(axes, np.int64))
+            name = f"{node.outputs[0].name}_axes"
+            self._edit.set_input(node, 1, self._edit.initializer(tensor, name=name, graph=graph))
+        self._edit.set_attribute(node, "allowzero", None)
+        self._edit.set_operator(node, operator)
         self._edit.count("targets simplified")
         if maker is not None:
             self.drop(maker)

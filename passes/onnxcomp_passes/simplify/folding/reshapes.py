@@ -10,54 +10,78 @@ from onnxcomp.ir import ir
 from onnxcomp.ir.ops import attribute, constant, input_at
 
 if TYPE_CHECKING:
-    from onnxcomp_passes.simplify.folding.partial import PartialValues
+    from onnxcomp.analysis.shapes import ShapeMap
+    from onnxcomp.analysis.symbolic.dims import Item
+    from onnxcomp.analysis.symbolic.sizes import Sizes
     from onnxcomp_passes.simplify.folding.placing import Placer
-    from onnxcomp_passes.simplify.folding.vectors import Item
 
 
-def simplify(node: ir.Node, values: PartialValues, placer: Placer) -> None:
-    """Gives a Reshape a constant target when one says the same as the computed one."""
+def simplify(node: ir.Node, shapes: ShapeMap, placer: Placer) -> None:
+    """Gives a Reshape a constant target when one says the same as the computed one.
+
+    A Reshape that only takes away or adds dimensions of 1 becomes a Squeeze or an Unsqueeze.
+    """
     target = input_at(node, 1)
     if target is None or constant(target) is not None:
         return
-    vector = values.vector(target)
+    source, result = shapes.sizes(node.inputs[0]), shapes.sizes(node.outputs[0])
+    if source is not None and result is not None and len(source) != len(result):
+        short, long = sorted((source, result), key=len)
+        ones = _ones_between(short, long)
+        if ones:
+            placer.view(node, "Unsqueeze" if short is source else "Squeeze", ones)
+            return
+    vector = shapes.vector(target)
     if vector is None or vector.scalar:
         return
     zero_copies = attribute(node, "allowzero", 0) == 0
-    sizes = values.sizes(node.inputs[0]) if zero_copies else None
-    found = constant_target(vector.items, sizes)
+    found = constant_target(vector.items, source if zero_copies else None)
     if found is not None:
         placer.set_operand(node, 1, ir.tensor(np.array(found, np.int64)), target.name or "shape")
+
+
+def _ones_between(short: Sizes, long: Sizes) -> list[int] | None:
+    """Places of the 1s that a shape has and another one has not, None when more than 1s differ."""
+    found: list[int] = []
+    left = list(short)
+    for place, item in enumerate(long):
+        if left and item is not None and item == left[0]:
+            left.pop(0)
+        elif item == 1:
+            found.append(place)
+        else:
+            return None
+    return None if left else found
 
 
 def constant_target(items: tuple[Item, ...], sizes: tuple[Item, ...] | None) -> list[int] | None:
     """Returns a target of plain numbers that means the same, None when there is none.
 
-    One open element may be left to be inferred (-1); others must be the size that the operand has in
-    the same place (0). What is inferred is right whenever the model was: the number of elements leaves
-    no other choice, as long as no known element is 0.
+    Open elements that are the size that the operand has in the same place are copied (0). One of
+    those left, if it is the only one, is inferred (-1), which is right whenever the model was: the
+    number of elements leaves no other choice, as long as no known element is 0. A size in the
+    result that turns out to be 0 beside one that is inferred is an error, as it is with the fusion
+    that onnxruntime does; a single open element is inferred alone, which holds for 0 too.
 
     Args:
         items: The elements of the target, open ones among them.
         sizes: Dimensions of what is reshaped, None where a 0 would not copy them.
     """
     result: list[int | None] = [item if isinstance(item, int) else None for item in items]
-    if 0 in result:
+    zeros = [place for place, item in enumerate(result) if item == 0]
+    if zeros and (sizes is None or zeros[-1] >= len(sizes)):
         return None
     open_places = [place for place, item in enumerate(result) if item is None]
-    if -1 not in result and len(open_places) == 1:
+    if -1 not in result and len(open_places) == 1 and not zeros:
         result[open_places[0]] = -1
         return [item for item in result if item is not None]
-    copied = [p for p in open_places if sizes and p < len(sizes) and _same(items[p], sizes[p])]
+    copied = [p for p in open_places if sizes and p < len(sizes) and items[p] == sizes[p]]
     for place in copied:
-        result[place] = 0
-    rest = [place for place in open_places if place not in copied]
+        if items[place] is not None:
+            result[place] = 0
+    rest = [place for place, item in enumerate(result) if item is None]
     if len(rest) > (0 if -1 in result else 1):
         return None
     for place in rest:
         result[place] = -1
     return [item for item in result if item is not None]
-
-
-def _same(first: Item, second: Item) -> bool:
-    return first is not None and first == second

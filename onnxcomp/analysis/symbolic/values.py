@@ -1,109 +1,159 @@
-"""What is known of shape vectors before the model runs: `Shape -> Gather -> Concat -> Reshape`."""
+"""What is known of sizes and of shape vectors before the model runs: `Shape -> Gather -> Concat`."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
-from onnxcomp.ir import ir
+from onnxcomp.analysis.symbolic import dims, sizes, vectors
+from onnxcomp.analysis.symbolic.vectors import INTEGERS, MAX_ITEMS, Vector
+from onnxcomp.ir.backend import ir
 from onnxcomp.ir.ops import attribute, constant, input_at, integers, standard_op, subgraphs
-from onnxcomp_passes.simplify.folding import sizes, vectors
-from onnxcomp_passes.simplify.folding.vectors import INTEGERS, MAX_ITEMS, Item, Size, Vector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
-    from onnxcomp.analysis.shapes import ShapeMap
+    from onnxcomp.analysis.symbolic.dims import Item
+    from onnxcomp.analysis.symbolic.sizes import Sizes
+    from onnxcomp.signature import Shape
 
-# A symbol such as "?" stands for several sizes in real files.
+# Names of sizes that were not declared begin with a character that no symbol begins with.
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 _MAX_RANK = 64
 
+Inferred = tuple["ir.DataType | None", "Shape | None"]
+
 
 class PartialValues:
-    """Partly known values of small integer tensors, found in one sweep over a model."""
+    """Sizes of all values and contents of small integer tensors, found in one sweep over a model.
 
-    def __init__(self, shapes: ShapeMap, ambiguous: frozenset[str] = frozenset()) -> None:
-        self._shapes = shapes
-        self._ambiguous = ambiguous
-        self._found: dict[ir.Value, Vector] = {}
-        self._derived: dict[ir.Value, tuple[Item, ...]] = {}
+    Every dimension of a value whose rank is known is an expression. What nothing is known of is a
+    size of its own. A symbol is a size when a single dimension of the inputs is declared with it:
+    when two are, that is only a declaration, which the runtime does not hold callers to, and each
+    of the two is a size of its own.
+
+    Args:
+        inferred: Types and shapes that inference found.
+        symbols: Symbols that may be trusted.
+    """
+
+    def __init__(self, inferred: Mapping[ir.Value, Inferred], symbols: frozenset[str]) -> None:
+        self._inferred = inferred
+        self._symbols = frozenset(filter(_SYMBOL.fullmatch, symbols))
+        self._vectors: dict[ir.Value, Vector] = {}
+        self._sizes: dict[ir.Value, Sizes] = {}
+        self._names = 0
 
     def sweep(self, graph: ir.Graph) -> None:
         """Looks at the nodes of a scope and of all scopes inside it, in order."""
         for node in graph:
             name = standard_op(node)
-            rule = _RULES.get(name) if name else None
-            if rule is not None and node.outputs:
-                vector = rule(self, node)
-                if vector is not None and self._agrees(vector, node.outputs[0]):
-                    self._found[node.outputs[0]] = vector
-            if name is not None and node.outputs and self._shapes.static(node.outputs[0]) is None:
-                found = sizes.derived(self, node)
-                if found is not None:
-                    self._derived[node.outputs[0]] = found
+            if name is not None and node.outputs:
+                self._follow_vector(name, node)
+                self._follow_sizes(node)
             for inner in subgraphs(node):
                 self.sweep(inner)
 
+    def _follow_vector(self, name: str, node: ir.Node) -> None:
+        rule = _RULES.get(name)
+        vector = rule(self, node) if rule is not None else None
+        if vector is not None and self._agrees(vector, node.outputs[0]):
+            self._vectors[node.outputs[0]] = vector
+
     def _agrees(self, vector: Vector, value: ir.Value) -> bool:
         """Whether a vector is short enough and of the shape that inference found."""
-        shape = self._shapes.shape(value)
+        shape = self._inferred.get(value, (None, None))[1]
         if shape is None:
             return len(vector.items) <= MAX_ITEMS
         if len(shape) != int(not vector.scalar) or len(vector.items) > MAX_ITEMS:
             return False
         return not shape or not isinstance(shape[0], int) or shape[0] == len(vector.items)
 
+    def _follow_sizes(self, node: ir.Node) -> None:
+        if all(self._is_static(value) for value in node.outputs if value.name):
+            return
+        for value, found in zip(node.outputs, sizes.derived_all(self, node), strict=False):
+            if found is not None and len(found) <= _MAX_RANK:
+                trusted = (
+                    node.op_type != "Reshape"
+                )  # what it makes of a symbol that is 0 is another
+                merged = self._merged(value, found, trusted=trusted)
+                if merged is not None:
+                    self._sizes[value] = merged
+
+    def _is_static(self, value: ir.Value) -> bool:
+        shape = self._inferred.get(value, (None, None))[1]
+        return shape is not None and all(isinstance(dim, int) for dim in shape)
+
+    def _merged(self, value: ir.Value, found: Sizes, *, trusted: bool) -> Sizes | None:
+        """The sizes that follow, with numbers that inference found instead."""
+        shape = self._inferred.get(value, (None, None))[1]
+        if shape is None:
+            shape = (None,) * len(found)
+        if len(shape) != len(found):
+            return None
+        return tuple(
+            self._item(dim if trusted or isinstance(dim, int) else None, item)
+            for dim, item in zip(shape, found, strict=True)
+        )
+
+    def _item(self, dim: int | str | None, item: Item) -> Item:
+        if isinstance(dim, int):
+            return dim
+        if item is not None:
+            return item
+        return dims.size(dim) if dim in self._symbols and dim is not None else self._unknown()
+
+    def _unknown(self) -> Item:
+        self._names += 1
+        return dims.size(f"~{self._names}")
+
     def vector(self, value: ir.Value | None) -> Vector | None:
-        """Returns what is known of a value, constants included."""
+        """Returns what is known of the contents of a value, constants included."""
         if value is None:
             return None
-        found = self._found.get(value)
+        found = self._vectors.get(value)
         if found is not None:
             return found
         tensor = constant(value)
         return None if tensor is None else vectors.from_tensor(tensor)
 
-    def found(self) -> Iterable[tuple[ir.Value, Vector]]:
-        """Yields the values that nodes make, with what is known of them."""
-        return self._found.items()
+    def vectors(self) -> Iterable[tuple[ir.Value, Vector]]:
+        """Yields the values that nodes make, with what is known of their contents."""
+        return self._vectors.items()
 
-    def sizes(self, value: ir.Value | None) -> tuple[Item, ...] | None:
-        """Returns the dimensions of a tensor, open ones with an identity; None for unknown rank."""
-        shape = self._shapes.shape(value)
+    def sizes(self, value: ir.Value | None) -> Sizes | None:
+        """Returns the dimensions of a tensor; None for an unknown rank."""
         if value is None:
             return None
-        derived = self._derived.get(value)
-        if shape is None:
-            shape = (None,) * len(derived) if derived is not None else None
+        found = self._sizes.get(value)
+        if found is None:
+            found = self._own(value)
+            if found is not None:
+                self._sizes[value] = found
+        return found
+
+    def _own(self, value: ir.Value) -> Sizes | None:
+        tensor = constant(value)
+        if tensor is not None:
+            return tuple(int(dim) for dim in tensor.shape.numpy())
+        shape = self._inferred.get(value, (None, None))[1]
         if shape is None or len(shape) > _MAX_RANK:
             return None
-        if derived is None or len(derived) != len(shape):
-            derived = (None,) * len(shape)
-        return tuple(
-            self._dimension(value, axis, dim, derived[axis]) for axis, dim in enumerate(shape)
-        )
+        return tuple(self._item(dim, None) for dim in shape)
 
-    def _dimension(self, value: ir.Value, axis: int, dim: int | str | None, derived: Item) -> Item:
-        if isinstance(dim, int):
-            return dim
-        if derived is not None:
-            return derived
-        if dim is not None and _SYMBOL.fullmatch(dim):
-            return Size((dim,), dim not in self._ambiguous)
-        return Size((id(value), axis))
-
-
-def ambiguous_symbols(graph: ir.Graph) -> frozenset[str]:
-    """Returns the symbols that more than one dimension of the inputs is declared with."""
-    names = [
-        dim.value
-        for value in graph.inputs
-        if value.shape is not None
-        for dim in value.shape
-        if not isinstance(dim, int) and dim.value
-    ]
-    return frozenset(name for name in names if names.count(name) > 1)
+    def open_vector(self, value: ir.Value | None) -> Vector | None:
+        """A vector of known length and type whose elements are not known."""
+        if value is None:
+            return None
+        dtype, _ = self._inferred.get(value, (None, None))
+        shape = self.sizes(value)
+        if shape is None or dtype not in INTEGERS or dtype is None or len(shape) > 1:
+            return None
+        length = shape[0] if shape else 1
+        if not isinstance(length, int) or length > MAX_ITEMS:
+            return None
+        return Vector((None,) * length, not shape, dtype)
 
 
 def _shape(known: PartialValues, node: ir.Node) -> Vector | None:
@@ -118,14 +168,7 @@ def _size(known: PartialValues, node: ir.Node) -> Vector | None:
     shape = known.sizes(node.inputs[0])
     if shape is None:
         return None
-    return Vector((_product(shape),), True, ir.DataType.INT64)
-
-
-def _product(items: tuple[Item, ...]) -> Item:
-    result: Item = 1
-    for item in items:
-        result = vectors.combine("Mul", result, item)
-    return result
+    return Vector((dims.product(shape),), True, ir.DataType.INT64)
 
 
 def _gather(known: PartialValues, node: ir.Node) -> Vector | None:
@@ -178,7 +221,7 @@ def _concat(known: PartialValues, node: ir.Node) -> Vector | None:
     items: list[Item] = []
     dtype = None
     for value in node.inputs:
-        part = known.vector(value) or _open(known, value)
+        part = known.vector(value) or known.open_vector(value)
         if part is None or part.scalar:
             return None
         items += part.items
@@ -186,15 +229,6 @@ def _concat(known: PartialValues, node: ir.Node) -> Vector | None:
         if len(items) > MAX_ITEMS:
             return None
     return Vector(tuple(items), False, dtype) if dtype is not None else None
-
-
-def _open(known: PartialValues, value: ir.Value | None) -> Vector | None:
-    """A vector of known length and type whose elements are not known."""
-    shape, dtype = known._shapes.static(value), known._shapes.dtype(value)
-    if shape is None or dtype not in INTEGERS or len(shape) > 1:
-        return None
-    size = shape[0] if shape else 1
-    return Vector((None,) * size, not shape, dtype) if size <= MAX_ITEMS else None
 
 
 def _to_vector(known: PartialValues, node: ir.Node) -> Vector | None:
@@ -248,12 +282,21 @@ def _arithmetic(known: PartialValues, node: ir.Node) -> Vector | None:
     if left is None or right is None or left.dtype not in INTEGERS or left.dtype != right.dtype:
         return None
     rows = vectors.broadcast((left, right))
-    if rows is None:
+    if rows is None or attribute(node, "fmod", 0) != 0:
         return None
     items = tuple(vectors.combine(node.op_type, a, b) for a, b in rows[0])
     if not all(vectors.fits(item, left.dtype) for item in items):
         return None
     return Vector(items, rows[1], left.dtype)
+
+
+def _negated(known: PartialValues, node: ir.Node) -> Vector | None:
+    data = known.vector(node.inputs[0])
+    if data is None or data.dtype not in INTEGERS:
+        return None
+    items = tuple(dims.negate(item) for item in data.items)
+    fit = all(vectors.fits(item, data.dtype) for item in items)
+    return Vector(items, data.scalar, data.dtype) if fit else None
 
 
 def _compare(known: PartialValues, node: ir.Node) -> Vector | None:
@@ -267,8 +310,30 @@ def _compare(known: PartialValues, node: ir.Node) -> Vector | None:
     return Vector(items, rows[1], ir.DataType.BOOL)
 
 
+def _logic(known: PartialValues, node: ir.Node) -> Vector | None:
+    """And, Or and Not of conditions that are partly known."""
+    operands = [known.vector(value) for value in node.inputs]
+    given = [operand for operand in operands if operand is not None]
+    if len(given) != len(operands) or any(v.dtype != ir.DataType.BOOL for v in given):
+        return None
+    rows = vectors.broadcast(given)
+    if rows is None:
+        return None
+    items = tuple(_truth(node.op_type, row) for row in rows[0])
+    return Vector(items, rows[1], ir.DataType.BOOL)
+
+
+def _truth(operator: str, row: tuple[Item, ...]) -> Item:
+    if operator == "Not":
+        return 1 - row[0] if isinstance(row[0], int) else None
+    deciding = int(operator == "Or")
+    if deciding in row:
+        return deciding
+    return None if None in row else 1 - deciding
+
+
 def _where(known: PartialValues, node: ir.Node) -> Vector | None:
-    parts = [known.vector(value) or _open(known, value) for value in node.inputs]
+    parts = [known.vector(value) or known.open_vector(value) for value in node.inputs]
     condition, yes, no = (*parts, None, None, None)[:3]
     if condition is None or yes is None or no is None or yes.dtype != no.dtype:
         return None
@@ -297,6 +362,17 @@ def _filled(known: PartialValues, node: ir.Node) -> Vector | None:
     return Vector((int(tensor.numpy().reshape(-1)[0]),) * size, not shape.items, tensor.dtype)
 
 
+def _expand(known: PartialValues, node: ir.Node) -> Vector | None:
+    data, target = known.vector(node.inputs[0]), integers(input_at(node, 1))
+    if data is None or target is None or len(target) > 1:
+        return None
+    length = target[0] if target else 1
+    if not 0 <= length <= MAX_ITEMS or 1 not in (length, len(data.items)):
+        return data if length == len(data.items) and not data.scalar else None
+    items = data.items * length if len(data.items) == 1 else data.items
+    return Vector(items, data.scalar and not target, data.dtype)
+
+
 def _reduce_product(known: PartialValues, node: ir.Node) -> Vector | None:
     data = known.vector(node.inputs[0])
     keep = attribute(node, "keepdims", 1)
@@ -309,7 +385,11 @@ def _reduce_product(known: PartialValues, node: ir.Node) -> Vector | None:
         return None
     if given is not None and not list(given):
         return None
-    item = _product(data.items)
+    item: Item = dims.product(data.items)
+    if node.op_type == "ReduceSum":
+        item = 0
+        for part in data.items:
+            item = dims.add(item, part)
     return Vector((item,), keep == 0, data.dtype) if vectors.fits(item, data.dtype) else None
 
 
@@ -324,16 +404,12 @@ _RULES: dict[str, Callable[[PartialValues, ir.Node], Vector | None]] = {
     "Reshape": _reshape,
     "Cast": _cast,
     "Identity": _same,
-    "Add": _arithmetic,
-    "Sub": _arithmetic,
-    "Mul": _arithmetic,
-    "Div": _arithmetic,
-    "Max": _arithmetic,
-    "Min": _arithmetic,
-    "Equal": _compare,
-    "Greater": _compare,
-    "Less": _compare,
+    "Neg": _negated,
     "Where": _where,
     "ConstantOfShape": _filled,
-    "ReduceProd": _reduce_product,
+    "Expand": _expand,
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Mod", "Max", "Min"), _arithmetic),
+    **dict.fromkeys(("Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"), _compare),
+    **dict.fromkeys(("And", "Or", "Not"), _logic),
+    **dict.fromkeys(("ReduceProd", "ReduceSum"), _reduce_product),
 }

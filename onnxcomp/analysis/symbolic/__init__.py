@@ -1,0 +1,1 @@
+"""Dimensions that are not numbers: their algebra, and how they follow through a model."""
