@@ -313,7 +313,7 @@ class _Run:
         self.edit.rollback()
         self.facts.keep(())
         folder = self.write_reproducer(step, remaining)
-        message = f"pass {step.name} failed and was rolled back: {reason.splitlines()[0][:300]}"
+        message = f"pass {recipe.format_step(step)} failed and was rolled back: {reason.splitlines()[0][:300]}"
         if self.on_failure == "raise":
             raise PassFailedError(message, hint=f"reproducer: {folder}") from failure
         note = Diagnostic(

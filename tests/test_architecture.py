@@ -20,7 +20,7 @@ LAYERS = [
     {"errors", "stages", "signature", "diagnostics", "cpuinfo", "units"},
     {"ir"},
     {"analysis", "quant", "samples", "targets", "runtime", "compare", "bench", "feeds", "handover"},
-    {"passbase", "registry", "recipe", "rules"},
+    {"passbase", "registry", "recipe", "rules", "patterns"},
     {"pipeline"},
     {"verify", "optimization"},
     {"search", "compression"},

@@ -54,12 +54,19 @@ class Trace:
         self._events: list[_Event] = []
         self._changes: list[tuple[int, Change]] = []
         self._order: dict[ir.Node, int] = {}
+        self._names: dict[ir.Node, str] = {}
 
     def begin(self, nodes: Iterable[ir.Node]) -> None:
         """Forgets everything; the nodes tell the order of the model."""
         self._events.clear()
         self._changes.clear()
         self._order = {node: index for index, node in enumerate(nodes)}
+        self._names = {node: Location.of(node).name for node in self._order}
+
+    def _where(self, node: ir.Node) -> Location:
+        """The place of a node under the name that it had at first: outputs are renamed on the way."""
+        known = self._names.get(node)
+        return Location.of(node) if known is None else Location(node.op_type, known)
 
     def added(self, node: ir.Node, mark: int) -> None:
         """Notes a new node."""
@@ -67,11 +74,11 @@ class Trace:
 
     def removed(self, node: ir.Node, mark: int) -> None:
         """Notes a node that goes."""
-        self._events.append(_Event(mark, "removed", node, Location.of(node)))
+        self._events.append(_Event(mark, "removed", node, self._where(node)))
 
     def changed(self, node: ir.Node, mark: int) -> None:
         """Notes a node that is about to change, and what it still is."""
-        self._events.append(_Event(mark, "changed", node, Location.of(node)))
+        self._events.append(_Event(mark, "changed", node, self._where(node)))
 
     def read_by(self, nodes: Iterable[ir.Node], mark: int) -> None:
         """Notes the readers of a weight that changes, if they are few."""
@@ -111,7 +118,7 @@ class Trace:
         change = Change(
             rule,
             tuple(before[node] for node in self._sorted(before)),
-            (*(Location.of(node) for node in kept), *added.values()),
+            (*(self._where(node) for node in kept), *added.values()),
             len(added) - len(gone),
             sum(event.bytes for event in self._events),
         )
