@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 # their constants are folded into neighbours; dead code goes last in a round.
 SIMPLIFY = (
     "eliminate-dead,"
-    "fixpoint(eliminate-identity,fold-constants,inline-branches,share-common,fuse-activations,"
+    "fixpoint(eliminate-identity,fold-constants,inline-branches,share-common,push-transposes,"
+    "fuse-activations,"
     "fuse-layernorm,fuse-batchnorm,fuse-affine,fuse-bias,fuse-pad,eliminate-dead)"
 )
 

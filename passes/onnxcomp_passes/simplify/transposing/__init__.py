@@ -1,0 +1,1 @@
+"""How operators compute when the dimensions of their tensors stand in another order."""
