@@ -1,0 +1,178 @@
+"""What may be removed together: groups of positions, and the reasons of those that must stay."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxcomp.analysis.channels.site import Roles, Site
+from onnxcomp.analysis.channels.space import Positions, Prefer, Space
+from onnxcomp.analysis.channels.table import rule_of
+from onnxcomp.analysis.shapes import ShapeMap, Shapes
+from onnxcomp.ir.ops import OVERRIDABLE, PROTECTED
+from onnxcomp.ir.scopes import ir_graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from onnxcomp.analysis.facts import Facts
+    from onnxcomp.ir import Model, ir
+
+
+@dataclass(frozen=True)
+class Member:
+    """An axis of a value that a group runs through.
+
+    Attributes:
+        value: The value.
+        axis: Which of its axes.
+        positions: [units, n] positions of the axis that belong to each unit of the group.
+    """
+
+    value: ir.Value
+    axis: int
+    positions: np.ndarray
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that can go one by one, each with all its positions in all members.
+
+    Attributes:
+        units: How many units there are.
+        members: Axes of values and weights that lose positions with a unit.
+        mixed: Why removing a unit changes what the others compute even if it carries nothing (a mean
+            over all of them); empty where units are independent.
+    """
+
+    units: int
+    members: tuple[Member, ...]
+    mixed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """An axis that keeps its positions, and why."""
+
+    value: ir.Value
+    axis: int
+    reason: str
+
+
+class ChannelMap:
+    """Groups of coupled channels of a model.
+
+    Attributes:
+        groups: What may be removed, in the order of the graph.
+        producers: For an axis of a weight that makes channels the node that does.
+        consumers: For an axis of a weight that reads channels the node that does.
+    """
+
+    def __init__(self, space: Space, positions: Positions, roles: Roles) -> None:
+        self._space = space
+        self._positions = positions
+        self.producers = roles.producers
+        self.consumers = roles.consumers
+        self._owners: dict[int, list[tuple[ir.Value, int]]] = defaultdict(list)
+        for (value, axis), number in space.known():
+            self._owners[space.kind(number)].append((value, axis))
+        self.groups = tuple(self._groups())
+
+    def barriers(self) -> Iterator[Barrier]:
+        """Yields the axes of which no position may go."""
+        for (value, axis), number in self._space.known():
+            if self._space.sizes[number] > 1 and not self._positions.is_free(number):
+                first = int(self._positions.of(number)[0])
+                yield Barrier(value, axis, self._positions.reason(first))
+
+    def _groups(self) -> Iterator[Group]:
+        """Sorts positions by the set that they are in; sets in the same axes make a group."""
+        found: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for kind in self._owners:
+            for position, item in enumerate(self._positions.of(kind).tolist()):
+                if not self._positions.reason(item):
+                    found[item][kind].append(position)
+        alike: dict[tuple[tuple[int, int], ...], list[dict[int, list[int]]]] = defaultdict(list)
+        for item in sorted(found):
+            kinds = found[item]
+            alike[tuple((kind, len(kinds[kind])) for kind in sorted(kinds))].append(kinds)
+        for signature, units in alike.items():
+            if len(units) == 1:
+                continue  # an axis of nothing is no axis
+            yield self._group([kind for kind, _ in signature], units)
+
+    def _group(self, kinds: list[int], units: list[dict[int, list[int]]]) -> Group:
+        members = []
+        for kind in kinds:
+            positions = np.asarray([unit[kind] for unit in units], np.int64)
+            members += [Member(value, axis, positions) for value, axis in self._owners[kind]]
+        mixed = {
+            reason
+            for number, reason in self._space.mixed.items()
+            if self._space.kind(number) in set(kinds)
+        }
+        return Group(len(units), tuple(members), tuple(sorted(mixed)))
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Which channels of a model belong together.
+
+    Every operator says how positions along the axes of its operands and results answer to each other
+    (one rule per operator, `onnxcomp/analysis/channels/table.py`). Inputs and outputs of the model,
+    sizes that are not known, and operators without a rule are barriers. The idea of groups of
+    dependent layers is that of DepGraph (Fang et al., CVPR 2023); here they are found on the graph,
+    position by position.
+
+    Attributes:
+        prefer: Along which factor an axis is cut that is a product of several that could be cut:
+            `large` the larger one (channels rather than groups, the inside of heads rather than
+            heads), `outer` (heads), `inner`.
+    """
+
+    prefer: Prefer = "large"
+
+    def compute(self, model: Model, facts: Facts) -> ChannelMap:
+        """Applies the rules to all nodes of all scopes."""
+        space, roles = Space(), Roles()
+        shapes = facts.get(Shapes())
+        for graph in ir_graphs(model.core):
+            for node in graph:
+                _apply(Site(node, space, shapes, roles))
+        _close(model, space, shapes)
+        return ChannelMap(space, Positions(space, self.prefer), roles)
+
+
+def _apply(site: Site) -> None:
+    rule = rule_of(site)
+    if rule is None:
+        site.freeze("nothing is known of the operator")
+    else:
+        rule(site)
+
+
+def _close(model: Model, space: Space, shapes: ShapeMap) -> None:
+    """Keeps what belongs to others: inputs, outputs, weights that a caller may replace, functions."""
+    graph = model.graph
+    owned = [(value, "it is an input of the model") for value in graph.inputs]
+    owned += [(value, "it is an output of the model") for value in graph.outputs]
+    for function in model.core.functions.values():
+        owned += [
+            (value, "it is a function's")
+            for node in function
+            for value in (*node.inputs, *node.outputs)
+            if value
+        ]
+    for scope in ir_graphs(model.core):
+        owned += [
+            (value, "a caller may replace it")
+            for value in scope.initializers.values()
+            if OVERRIDABLE in value.meta or PROTECTED in value.meta
+        ]
+    for value, reason in owned:
+        for axis, size in enumerate(shapes.shape(value) or ()):
+            if isinstance(size, int) and size > 0:
+                space.freeze(space.axis(value, axis, size), reason)

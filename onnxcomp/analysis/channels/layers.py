@@ -1,0 +1,201 @@
+"""Normalizations, pooling and what else knows channels from positions in space."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnxcomp.ir.ops import attribute
+
+if TYPE_CHECKING:
+    from onnxcomp.analysis.channels.site import Axes, Site
+
+_UNKNOWN = "the rank of an operand is not known"
+
+
+def _through(site: Site) -> tuple[Axes, Axes] | None:
+    """Returns the axes of the first operand and of the result, if they are as many."""
+    source, out = site.axes(site.input(0)), site.axes(site.node.outputs[0])
+    if source is None or out is None or len(source) != len(out):
+        site.freeze(_UNKNOWN)
+        return None
+    return source, out
+
+
+def _per_channel(site: Site, channel: int | None, first: int) -> None:
+    """Parameters from an operand on are vectors with one number per channel."""
+    for index in range(first, len(site.node.inputs)):
+        axes = site.axes(site.input(index))
+        if axes:
+            site.tie(axes[-1], channel)
+
+
+def batch_normalization(site: Site) -> None:
+    """BatchNormalization: a number per channel, and nothing between channels."""
+    if (found := _through(site)) is None:
+        return
+    source, out = found
+    site.tie_all(source, out)
+    _per_channel(site, source[1] if len(source) > 1 else None, 1)
+    for output in site.node.outputs[1:]:
+        for axis in site.axes(output) or ():
+            site.tie(axis, source[1])
+
+
+def instance_normalization(site: Site) -> None:
+    """InstanceNormalization: mean and variance within a channel."""
+    if (found := _through(site)) is None:
+        return
+    source, out = found
+    site.tie_all(source, out)
+    for axis in source[2:]:
+        site.keep(axis, "its mean is over positions in space")
+    _per_channel(site, source[1], 1)
+
+
+def group_normalization(site: Site) -> None:
+    """GroupNormalization: mean and variance over groups of channels."""
+    if (found := _through(site)) is None:
+        return
+    source, out = found
+    site.tie_all(source, out)
+    for axis in source[2:]:
+        site.keep(axis, "its mean is over positions in space")
+    groups, channels = site.attribute("num_groups", 1), site.size(source[1])
+    for index in (1, 2):
+        axes = site.axes(site.input(index))
+        if axes and site.size(axes[0]) == channels:
+            site.tie(axes[0], source[1])
+        elif axes:
+            site.keep(axes[0], "it counts groups")
+    if source[1] is None or not channels or channels % groups:
+        return
+    # Whole groups go, which leaves the others' means alone, or the same part of each.
+    inside = site.space.virtual(channels // groups)
+    counted = site.space.virtual(groups)
+    site.keep(counted, "the number of groups is an attribute that scales may depend on")
+    site.space.product(source[1], [counted, inside])
+    if groups != channels:
+        site.mix(inside)
+
+
+def layer_normalization(site: Site) -> None:
+    """LayerNormalization and RMSNormalization: mean and variance over the axes from one on."""
+    if (found := _through(site)) is None:
+        return
+    source, out = found
+    site.tie_all(source, out)
+    start = site.attribute("axis", -1)
+    for axis in source[start:]:
+        site.mix(axis)
+    for index in (1, 2):
+        site.spread(site.axes(site.input(index)) or [], source)
+    for output in site.node.outputs[1:]:
+        axes = site.axes(output)
+        for one, other in zip(axes or (), source, strict=False):
+            if site.size(one) != 1 or site.size(other) == 1:
+                site.tie(one, other)
+
+
+def over_channels(site: Site) -> None:
+    """LRN, LpNormalization, MeanVarianceNormalization: neighbours or the whole axis have a say."""
+    if (found := _through(site)) is None:
+        return
+    source, out = found
+    site.tie_all(source, out)
+    if site.node.op_type == "LpNormalization":
+        site.mix(source[site.attribute("axis", -1)])
+        return
+    if site.node.op_type == "LRN":
+        site.keep(source[1], "channels are normalized by their neighbours")
+        return
+    for axis in site.integers("axes", len(site.node.inputs), (0, 2, 3)) or range(len(source)):
+        site.mix(source[axis])
+
+
+def pool(site: Site) -> None:
+    """Pooling and resampling: batch and channels stay, space does not."""
+    if (found := _through(site)) is None:
+        return
+    source, out = found
+    site.tie_all(source[:2], out[:2])
+    for axis in (*source[2:], *out[2:]):
+        site.keep(axis, "positions in space are neighbours")
+    for output in site.node.outputs[1:]:
+        for axis in (site.axes(output) or ()) if output.name else ():
+            # Indices count through all channels.
+            site.keep(axis, "it holds places in the flattened input")
+            site.keep(source[1], "places in the flattened input are returned")
+
+
+def resize(site: Site) -> None:
+    """Resize and Upsample: an axis that keeps its size keeps its positions."""
+    if (found := _through(site)) is None:
+        return
+    source, out = found
+    for place, (one, other) in enumerate(zip(source, out, strict=True)):
+        if place < 2 and one is not None and site.size(one) == site.size(other):
+            site.tie(one, other)
+        else:
+            site.keep(one, "it is resampled")
+            site.keep(other, "it is resampled")
+    # A region of interest speaks of all axes by position; nobody removes channels under one.
+    if site.input(1) is not None and attribute(site.node, "coordinate_transformation_mode", "") == (
+        "tf_crop_and_resize"
+    ):
+        site.freeze("it crops")
+
+
+def depth_to_space(site: Site) -> None:
+    """DepthToSpace: channels are blocks times what stays a channel."""
+    if (found := _through(site)) is None:
+        return
+    source, out = found
+    site.tie(source[0], out[0])
+    for axis in (*source[2:], *out[2:]):
+        site.keep(axis, "positions in space are neighbours")
+    block = site.attribute("blocksize", 1)
+    blocks = site.space.virtual(block * block)
+    site.keep(blocks, "positions in space are neighbours")
+    if (
+        source[1] is None
+        or out[1] is None
+        or site.size(source[1]) != block**2 * (site.size(out[1]) or 0)
+    ):
+        site.freeze("its blocks do not divide the channels")
+        return
+    inner_last = attribute(site.node, "mode", "DCR") == "DCR"
+    site.space.product(source[1], [blocks, out[1]] if inner_last else [out[1], blocks])
+
+
+def space_to_depth(site: Site) -> None:
+    """SpaceToDepth: blocks of space become the outer part of the channels."""
+    if (found := _through(site)) is None:
+        return
+    source, out = found
+    site.tie(source[0], out[0])
+    for axis in (*source[2:], *out[2:]):
+        site.keep(axis, "positions in space are neighbours")
+    block = site.attribute("blocksize", 1)
+    blocks = site.space.virtual(block * block)
+    site.keep(blocks, "positions in space are neighbours")
+    if (
+        source[1] is None
+        or out[1] is None
+        or site.size(out[1]) != block**2 * (site.size(source[1]) or 0)
+    ):
+        site.freeze("its blocks do not divide the channels")
+        return
+    site.space.product(out[1], [blocks, source[1]])
+
+
+def p_relu(site: Site) -> None:
+    """PRelu: the slope is spread over the input."""
+    if (found := _through(site)) is None:
+        return
+    source, out = found
+    site.tie_all(source, out)
+    slope = site.axes(site.input(1))
+    if slope is None:
+        site.freeze(_UNKNOWN)
+        return
+    site.spread(slope, out)

@@ -1,0 +1,298 @@
+"""Axes of values, and which positions of them belong together.
+
+The unit is the *position*: channel 17 of this value. Operators say how positions of one axis answer
+to positions of another; whoever removes a position has to remove all that belong to it. Axes that
+are simply equal are merged whole, which is nearly all of them; only where an axis is a part, a
+concatenation or a product of others are positions looked at one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from onnxcomp.ir import ir
+
+Axis: TypeAlias = "tuple[ir.Value, int]"
+Prefer = Literal["large", "outer", "inner"]
+
+# Above this many positions to be looked at one by one, the rest of an axis is left alone.
+MAX_POSITIONS = 1 << 22
+
+
+class Union:
+    """Disjoint sets of numbers; the smallest member speaks for its set."""
+
+    def __init__(self, count: int = 0) -> None:
+        self._parent = list(range(count))
+
+    def add(self) -> int:
+        """Adds a number, in a set of its own."""
+        self._parent.append(len(self._parent))
+        return len(self._parent) - 1
+
+    def find(self, item: int) -> int:
+        """Returns who speaks for an item."""
+        parent = self._parent
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    def join(self, one: int, other: int) -> tuple[int, int]:
+        """Merges two sets; returns who speaks for the union and who no longer does."""
+        one, other = self.find(one), self.find(other)
+        low, high = min(one, other), max(one, other)
+        self._parent[high] = low
+        return low, high
+
+
+@dataclass(frozen=True)
+class Take:
+    """Positions of an axis that are positions of another: `out[i]` is `source[indices[i]]`.
+
+    An index of -1 stands for a position that comes from nowhere, such as padding.
+    """
+
+    out: int
+    source: int
+    indices: np.ndarray
+
+
+@dataclass(frozen=True)
+class Product:
+    """An axis that runs through all combinations of others, the last one fastest."""
+
+    whole: int
+    factors: tuple[int, ...]
+
+
+@dataclass
+class Space:
+    """The axes of a model's values and what operators say of them."""
+
+    sizes: list[int] = field(default_factory=list)
+    owners: list[Axis | None] = field(default_factory=list)
+    takes: list[Take] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    frozen: dict[int, str] = field(default_factory=dict)
+    mixed: dict[int, str] = field(default_factory=dict)
+    _index: dict[Axis, int] = field(default_factory=dict)
+    _equal: Union = field(default_factory=Union)
+
+    def axis(self, value: ir.Value, axis: int, size: int) -> int:
+        """Returns the number of a value's axis."""
+        key = (value, axis)
+        if key not in self._index:
+            self._index[key] = self.virtual(size)
+            self.owners[self._index[key]] = key
+        return self._index[key]
+
+    def virtual(self, size: int) -> int:
+        """Returns the number of a new axis that no value has: groups of a Conv, heads, gates."""
+        self.sizes.append(size)
+        self.owners.append(None)
+        return self._equal.add()
+
+    def known(self) -> Iterator[tuple[Axis, int]]:
+        """Yields the axes of values with their numbers."""
+        yield from self._index.items()
+
+    def same(self, one: int, other: int) -> None:
+        """States that two axes are equal, position by position."""
+        if self.sizes[one] != self.sizes[other]:
+            raise ValueError(f"axes of sizes {self.sizes[one]} and {self.sizes[other]}")
+        self._equal.join(one, other)
+
+    def take(self, out: int, source: int, indices: Sequence[int] | np.ndarray) -> None:
+        """States that positions of one axis are picked from another."""
+        self.takes.append(Take(out, source, np.asarray(indices, np.int64)))
+
+    def product(self, whole: int, factors: Sequence[int]) -> None:
+        """States that an axis runs through all combinations of others."""
+        if len(factors) == 1:
+            self.same(whole, factors[0])
+        else:
+            self.products.append(Product(whole, tuple(factors)))
+
+    def freeze(self, axis: int, reason: str) -> None:
+        """States that no position of an axis may go."""
+        self.frozen.setdefault(axis, reason)
+
+    def mix(self, axis: int, reason: str) -> None:
+        """States that each position has a say in what becomes of the others."""
+        self.mixed.setdefault(axis, reason)
+
+    def kind(self, axis: int) -> int:
+        """Returns the number that speaks for all axes equal to this one."""
+        return self._equal.find(axis)
+
+
+class Positions:
+    """Which positions belong together, and which of them may go.
+
+    An axis that is a product can lose whole slices along one factor only: heads, or the same part of
+    each head. Where several factors could, `prefer` decides; the others keep their positions.
+    """
+
+    def __init__(self, space: Space, prefer: Prefer = "large") -> None:
+        self._space = space
+        self._prefer = prefer
+        self._start: dict[int, int] = {}
+        self._union = Union()
+        self.frozen: dict[int, str] = {}
+        self._open: list[Product] = list(space.products)
+        self._lay_out()
+        for take in space.takes:
+            self._join_take(take)
+        self._freeze_axes()
+        self._settle()
+
+    def of(self, axis: int) -> np.ndarray:
+        """Returns the set that each position of an axis is in."""
+        return np.asarray([self._union.find(item) for item in self._range(axis)], np.int64)
+
+    def reason(self, position: int) -> str:
+        """Returns why a set may not go; empty when it may."""
+        return self.frozen.get(self._union.find(position), "")
+
+    def is_free(self, axis: int) -> bool:
+        """Whether some position of an axis may go."""
+        return any(self._union.find(item) not in self.frozen for item in self._range(axis))
+
+    def _lay_out(self) -> None:
+        total = 0
+        for axis, size in enumerate(self._space.sizes):
+            kind = self._space.kind(axis)
+            if kind not in self._start:
+                self._start[kind] = total
+                total += size
+        self._union = Union(total)
+
+    def _range(self, axis: int) -> range:
+        start = self._start[self._space.kind(axis)]
+        return range(start, start + self._space.sizes[axis])
+
+    def _join(self, one: int, other: int) -> None:
+        low, high = self._union.join(one, other)
+        if low != high and high in self.frozen:
+            self.frozen.setdefault(low, self.frozen.pop(high))
+
+    def _join_take(self, take: Take) -> None:
+        out, source = self._range(take.out), self._range(take.source)
+        for position, index in zip(out, take.indices, strict=True):
+            if index >= 0:
+                self._join(position, source[index])
+
+    def _freeze_axes(self) -> None:
+        for axis, reason in self._space.frozen.items():
+            self._freeze(axis, reason)
+
+    def _freeze(self, axis: int, reason: str) -> None:
+        for item in self._range(axis):
+            self.frozen.setdefault(self._union.find(item), reason)
+
+    def _why(self, axis: int) -> str:
+        reasons = (self.frozen.get(self._union.find(item), "") for item in self._range(axis))
+        return next((reason for reason in reasons if reason), "an axis without positions")
+
+    def _settle(self) -> None:
+        """Decides for each product along which factor it is cut, those without a choice first."""
+        while self._open:
+            undecided = [product for product in self._open if not self._decide(product)]
+            if len(undecided) == len(self._open):
+                product, factor = self._choose(undecided)
+                self._cut(product, factor)
+                undecided.remove(product)
+            self._open = undecided
+
+    def _decide(self, product: Product) -> bool:
+        free = [factor for factor in product.factors if self.is_free(factor)]
+        if not self.is_free(product.whole):
+            for factor in free:
+                self._freeze(factor, self._why(product.whole))
+        elif not free:
+            self._freeze(product.whole, self._why(product.factors[-1]))
+        elif len(free) == 1:
+            self._cut(product, free[0])
+        else:
+            return False
+        return True
+
+    def _choose(self, products: Iterable[Product]) -> tuple[Product, int]:
+        """Picks a product and the factor to cut it along."""
+        options = [
+            (product, factor, place)
+            for product in products
+            for place, factor in enumerate(product.factors)
+            if self.is_free(factor)
+        ]
+        if self._prefer == "outer":
+            best = min(options, key=lambda option: option[2])
+        elif self._prefer == "inner":
+            best = max(options, key=lambda option: option[2])
+        else:
+            best = max(options, key=lambda option: self._space.sizes[option[1]])
+        return best[0], best[1]
+
+    def _cut(self, product: Product, factor: int) -> None:
+        """Ties each position of a factor to the slice of the whole that it stands for."""
+        sizes = [self._space.sizes[item] for item in product.factors]
+        place = product.factors.index(factor)
+        whole = np.asarray(self._range(product.whole)).reshape(sizes)
+        slices = np.moveaxis(whole, place, 0).reshape(sizes[place], -1)
+        for position, row in zip(self._range(factor), slices, strict=True):
+            for item in row:
+                self._join(position, int(item))
+        for place_, other in enumerate(product.factors):
+            if place_ != place and self._space.kind(other) != self._space.kind(factor):
+                self._freeze(other, "the axis is cut along another of its factors")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """How two lists of sizes are made of the same factors.
+
+    Attributes:
+        sizes: The factors, outermost first.
+        left: For each size on the left the factors that it is the product of.
+        right: The same for the right.
+    """
+
+    sizes: tuple[int, ...]
+    left: tuple[tuple[int, ...], ...]
+    right: tuple[tuple[int, ...], ...]
+
+
+def factorize(left: Sequence[int], right: Sequence[int]) -> Factors | None:
+    """Splits two lists of sizes with the same product into common factors.
+
+    `[6, 4]` and `[3, 8]` are `3 * 2, 4` and `3, 2 * 4`; sizes that do not divide have none. A size of
+    1 is the product of nothing.
+    """
+    if prod(left) != prod(right):
+        return None
+    rests = [list(left), list(right)]
+    found: list[list[list[int]]] = [[[] for _ in left], [[] for _ in right]]
+    places = [0, 0]
+    sizes: list[int] = []
+    while True:
+        for side, rest in enumerate(rests):
+            while places[side] < len(rest) and rest[places[side]] == 1:
+                places[side] += 1
+        if any(place == len(rest) for place, rest in zip(places, rests, strict=True)):
+            one, other = (tuple(map(tuple, side)) for side in found)
+            return Factors(tuple(sizes), one, other)
+        factor = min(rest[place] for place, rest in zip(places, rests, strict=True))
+        if factor < 1 or any(r[p] % factor for p, r in zip(places, rests, strict=True)):
+            return None
+        for side, rest in enumerate(rests):
+            found[side][places[side]].append(len(sizes))
+            rest[places[side]] //= factor
+        sizes.append(factor)
