@@ -146,6 +146,12 @@ def test_cuts_off_empty_inputs_but_keeps_those_in_between() -> None:
     )
 
 
+def test_keeps_the_empty_value_of_a_pad() -> None:
+    before = model("g (float[4] x, int64[2] p) => (float[n] y) { y = Pad (x, p) }")
+    before.graph.node[0].input.append("")
+    assert_unchanged(DEAD, before)
+
+
 def test_keeps_a_loop_that_has_neither_count_nor_condition() -> None:
     assert_unchanged(
         DEAD,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 
 from onnxcomp_passes.simplify.fuse_pad import FusePad
 from tests.helpers.check import assert_holds, assert_rewrites, assert_unchanged
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def graph(body: str, more: str = "", opset: int = 21) -> str:
@@ -152,3 +157,56 @@ def test_works_in_a_body() -> None:
     got = assert_holds(FusePad(), text)
     branches = [[node.op_type for node in attr.g.node] for attr in got.graph.node[0].attribute]
     assert sorted(branches) == [["Conv"], ["Identity"]]
+
+
+SLOWER = [
+    ("one column", "N, 2, 9, 1", "3, 2, 5, 1", "0, 0, 2, 0, 0, 0, 2, 0"),
+    ("a column of unknown height", "N, 2, H, 1", "3, 2, 5, 1", "0, 0, 2, 0, 0, 0, 2, 0"),
+    ("a large square", "N, 2, 9, 9", "3, 2, 7, 7", "0, 0, 3, 3, 0, 0, 3, 3"),
+    ("a wide kernel", "N, 2, 1, 32", "3, 2, 1, 17", "0, 0, 0, 8, 0, 0, 0, 8"),
+    ("a long kernel", "N, 2, 99", "3, 2, 64", "0, 0, 31, 0, 0, 32"),
+]
+
+
+def padded(
+    source: str, weight: str, pads: str, conv: str = "Conv", pad: str = "(x, p, , a)"
+) -> str:
+    rank = source.count(",") + 1
+    return f"""<ir_version: 8, opset_import: ["" : 21]>
+        g (float[{source}] x) => (float[{", ".join("PQRST"[:rank])}] y)
+        <float[{weight}] w, int64[{2 * rank}] p = {{{pads}}}, float z = {{0}},
+         int64[{rank}] a = {{{", ".join(str(axis) for axis in range(rank))}}}>
+        {{ t = Pad {pad} y = {conv} (t, w) }}"""
+
+
+@pytest.mark.parametrize("case", SLOWER, ids=lambda case: case[0])
+def test_a_pad_that_makes_the_convolution_quicker_stays(case: tuple[str, str, str, str]) -> None:
+    outcome = assert_unchanged(FusePad(), padded(*case[1:]))
+    assert [(found.code, found.message) for found in outcome.diagnostics] == [
+        ("FPD101", "kernels of this shape run slower when they pad by themselves")
+    ]
+    # What onnxruntime would fold itself costs a node and gains nothing.
+    for pad in ("(x, p)", "(x, p, z)"):
+        assert operators(assert_holds(FusePad(), padded(*case[1:], pad=pad))) == ["Conv"]
+
+
+@pytest.mark.parametrize(
+    ("source", "weight", "pads", "conv"),
+    [
+        ("N, 2, 4, 1", "3, 2, 9, 1", "0, 0, 4, 0, 0, 0, 4, 0", "Conv"),
+        ("N, 2, 9, 2", "3, 2, 5, 1", "0, 0, 2, 0, 0, 0, 2, 0", "Conv"),
+        ("N, 2, 9, 1", "3, 2, 5, 1", "0, 0, 2, 0, 0, 0, 2, 0", "Conv <strides = [2, 1]>"),
+        ("N, 2, 9, 9", "3, 2, 3, 3", "0, 0, 1, 1, 0, 0, 1, 1", "Conv"),
+        ("N, 2, 9, 9", "2, 1, 7, 7", "0, 0, 3, 3, 0, 0, 3, 3", "Conv <group = 2>"),
+        ("N, 2, 99", "3, 2, 9", "0, 0, 4, 0, 0, 4", "Conv"),
+        ("N, 2, 4, 5, 6", "3, 2, 3, 3, 3", "0, 0, 1, 1, 1, 0, 0, 1, 1, 1", "Conv"),
+    ],
+)
+def test_a_convolution_that_pads_as_quickly_takes_the_zeros(
+    source: str, weight: str, pads: str, conv: str
+) -> None:
+    assert operators(assert_holds(FusePad(), padded(source, weight, pads, conv))) == ["Conv"]
+
+
+def operators(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]

@@ -92,7 +92,8 @@ def _trim(node: ir.Node, versions: dict[ir.Graph, int], edit: Edit) -> None:
         _trim_branches(node, edit)
         return
     unused = [i for i, value in enumerate(node.outputs) if value.name and not _is_used(value)]
-    empty = bool(node.inputs) and node.inputs[-1] is None
+    # An empty input keeps onnxruntime from folding a Pad into a Conv, which fuse-pad decides better.
+    empty = bool(node.inputs) and node.inputs[-1] is None and name != "Pad"
     if not unused and not empty:
         return
     version = versions.get(node.graph, 0) if node.graph is not None else 0

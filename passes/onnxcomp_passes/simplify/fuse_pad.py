@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from typing_extensions import override
@@ -23,9 +23,14 @@ from onnxcomp_passes.simplify.support.base import LocalPass, rewire, shapes_of
 from onnxcomp_passes.simplify.support.dims import list_of, normalized
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onnxcomp.analysis.facts import Facts
     from onnxcomp.ir import Edit, ir
 
+# Measured (benchmarks/bench_padding.py): from these extents along the last axis on, kernels that pad
+# run slower than a Pad and a kernel that does not.
+_WIDE, _WIDE_SQUARE, _WIDE_ALONE = 17, 7, 64
 # What these make is never negative, so that a padding of zeros never wins or loses a maximum.
 _NOT_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Sqrt")
 
@@ -101,11 +106,57 @@ class PadIntoConv:
         if padding is None or padding.value != 0:
             return NOTHING
         pads = _total(node, padding)
-        return NOTHING if pads is None else Match(node, (padding, pads))
+        if pads is None:
+            return NOTHING
+        if _stays_apart(padding.node) and _is_slower_padded(node, padding, facts):
+            return _SLOWER
+        return Match(node, (padding, pads))
 
     def apply(self, match: Match[tuple[Padding, list[int]]], edit: Edit) -> None:
         """Pads in the operator itself."""
         _absorb(edit, match.node, *match.found)
+
+
+_SLOWER = Miss("kernels of this shape run slower when they pad by themselves", near=True)
+
+
+def _stays_apart(pad: ir.Node) -> bool:
+    """Whether onnxruntime (up to 1.31 at least) does not fuse a Pad itself when it loads the model.
+
+    It wants a value that is constant, or no such input; one that is there and empty is neither.
+    """
+    return len(pad.inputs) > 2 and pad.inputs[2] is None
+
+
+def _is_slower_padded(conv: ir.Node, padding: Padding, facts: Facts) -> bool:
+    """Whether kernels of onnxruntime run a Conv quicker on an input that was padded before.
+
+    One column is treated as one row, which is several times faster, but only without padding; and
+    along the last axis the positions whose window hangs over an edge are computed one by one.
+    """
+    shapes = shapes_of(facts)
+    kernel = (shapes.shape(conv.inputs[1]) or ())[2:]
+    source = (shapes.shape(padding.node.inputs[0]) or ())[2:]
+    strides = attribute(conv, "strides", [1])
+    if len(source) != len(kernel) or any(step != 1 for step in strides):
+        return False
+    if len(kernel) == 1:
+        return _at_least(kernel[0], _WIDE_ALONE)
+    if len(kernel) != 2:
+        return False
+    if not padding.begins[-1] and not padding.ends[-1]:
+        return kernel[-1] == source[-1] == 1 and not _towers_over(kernel[0], source[0])
+    is_square = _at_least(kernel[0], _WIDE_SQUARE) and attribute(conv, "group", 1) == 1
+    return _at_least(kernel[-1], _WIDE_SQUARE if is_square else _WIDE)
+
+
+def _at_least(size: int | str | None, least: int) -> bool:
+    return isinstance(size, int) and size >= least
+
+
+def _towers_over(kernel: int | str | None, height: int | str | None) -> bool:
+    """Whether most of a kernel lies on zeros wherever it is, which kernels that pad skip."""
+    return isinstance(kernel, int) and isinstance(height, int) and kernel > 2 * height
 
 
 class PadIntoPool:
@@ -178,6 +229,10 @@ class FusePad(LocalPass):
 
     name = "fuse-pad"
     lossless = True
+    near_miss_code = "FPD101"
+    codes: ClassVar[Mapping[str, str]] = {
+        "FPD101": "A Pad stays before a Conv or a pooling, for the reason given.",
+    }
 
     @override
     def rules(self) -> tuple[Rule, ...]:
