@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxcomp import recipe
 from onnxcomp.ir import Model
 from onnxcomp.ir.lineage import same_lineage
 from onnxcomp.passbase import QUIET
 from onnxcomp.pipeline import Pipeline, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from typing import TypeAlias
 
     import numpy as np
 
     from onnxcomp.ir.model import Source
     from onnxcomp.passbase import Progress
+    from onnxcomp.rules import Rule
+
+    InputShapes: TypeAlias = Sequence[str] | Mapping[str, Sequence[int | str | None] | int]
 
 # Identities go first, while the symbols of shapes are still in the graph; activations are recognised before
 # their constants are folded into neighbours; dead code goes last in a round.
@@ -41,6 +47,10 @@ def optimize(  # noqa: PLR0913 - each is something that a user may want to say
     progress: Progress = QUIET,
     reproducer: str | Path | None = None,
     explain: bool = False,
+    opset: int | None = None,
+    rules: Sequence[str | Path | Rule] = (),
+    input_shapes: InputShapes = (),
+    batch: int | None = None,
 ) -> Result:
     """Simplifies a model without changing what it computes.
 
@@ -55,6 +65,13 @@ def optimize(  # noqa: PLR0913 - each is something that a user may want to say
         progress: Progress bars.
         reproducer: Folder for the evidence if a pass fails.
         explain: Record which nodes became what, for `Result.explanation`.
+        opset: Convert the model to this version of ONNX's operators first, and keep it otherwise. Newer
+            ones have operators that stand for many nodes: LayerNormalization (17), Gelu (20).
+        rules: Rewrites of your own (see `onnxcomp.patterns`) and Python files that define some; they are
+            tried before the built-in ones and held to the same promise.
+        input_shapes: Sizes for open dimensions of the inputs: `{"x": (1, 3, None, 224), "seq": 16}`, by
+            input or by symbol, or the texts of the command line. The result takes these sizes only.
+        batch: Size of the first dimension of every input where it is open.
 
     Returns:
         The simplified model and what each pass did.
@@ -62,8 +79,30 @@ def optimize(  # noqa: PLR0913 - each is something that a user may want to say
     Raises:
         UserError: If the model cannot be read or is not valid.
     """
+    if input_shapes or batch:
+        pinned = pin_shapes(source, input_shapes, batch)
+        result = optimize(
+            pinned.model,
+            target=target,
+            verify=verify,
+            samples=samples,
+            threads=threads,
+            seed=seed,
+            progress=progress,
+            reproducer=reproducer,
+            explain=explain,
+            opset=opset,
+            rules=rules,
+        )
+        outcomes = (*pinned.outcomes, *result.outcomes)
+        text = f"{pinned.pipeline},{result.pipeline}"
+        return dataclasses.replace(result, outcomes=outcomes, pipeline=text)
     original = Model.load(source)
-    pipeline = Pipeline.parse(SIMPLIFY, target=target)
+    # Numbers are compared at the end, of this step as well.
+    first = "" if opset is None else f"convert-opset{{version={opset} verify=false}},"
+    pipeline = Pipeline.parse(first + SIMPLIFY, target=target)
+    if rules:
+        pipeline = _with_rules(pipeline, rules)
     options: dict[str, Any] = {
         "threads": threads,
         "progress": progress,
@@ -93,3 +132,40 @@ def optimize(  # noqa: PLR0913 - each is something that a user may want to say
         result = watched.run(original, **options)
     notes = (equivalence.note,) if equivalence.note else ()
     return dataclasses.replace(result, notes=(*result.notes, *notes))
+
+
+def pin_shapes(source: Source, shapes: InputShapes = (), batch: int | None = None) -> Result:
+    """Fixes open dimensions of a model's inputs, see the pass of that name.
+
+    Args:
+        source: The model; never changed.
+        shapes: Sizes by input or by symbol, or texts such as `x:1,3,224,224` and `seq=16`.
+        batch: Size of the first dimension of every input where it is open.
+
+    Raises:
+        UserError: If the inputs cannot have these sizes.
+    """
+    if isinstance(shapes, Mapping):
+        texts = [
+            f"{name}={dims}"
+            if isinstance(dims, int)
+            else f"{name}:{','.join('?' if dim is None else str(dim) for dim in dims)}"
+            for name, dims in shapes.items()
+        ]
+    else:
+        texts = list(shapes)
+    step = recipe.make("pin-shapes", {"shapes": texts, "batch": batch or 0})
+    return Pipeline((step,)).run(source)
+
+
+def _with_rules(pipeline: Pipeline, rules: Sequence[str | Path | Rule]) -> Pipeline:
+    """Puts rules of the user's own at the head of what is repeated."""
+    from onnxcomp.patterns.files import steps_of
+    from onnxcomp.recipe import Fixpoint
+
+    own = steps_of(rules)
+    steps = (
+        Fixpoint((*own, *step.steps), step.limit) if isinstance(step, Fixpoint) else step
+        for step in pipeline.steps
+    )
+    return dataclasses.replace(pipeline, steps=tuple(steps))

@@ -93,11 +93,18 @@ def _format(value: object) -> str:
         plain = value.replace("-", "").replace("_", "").replace(".", "").isalnum()
         return value if plain else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_format(item) for item in value) + "]"
+        return "[" + ",".join(_format_inner(item) for item in value) + "]"
     if isinstance(value, dict):
-        pairs = ",".join(f"{_format(str(key))}={_format(item)}" for key, item in value.items())
+        pairs = ",".join(
+            f"{_format(str(key))}={_format_inner(item)}" for key, item in value.items()
+        )
         return "{" + pairs + "}"
     return str(value)
+
+
+def _format_inner(value: object) -> str:
+    """A value within a list or a table, where TOML knows no bare words."""
+    return _toml(value) if isinstance(value, str) else _format(value)
 
 
 def parse_steps(text: str) -> tuple[Pass | Fixpoint, ...]:

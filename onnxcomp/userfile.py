@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 def run_file(path: Path) -> ModuleType:
     """Runs a Python file as a module; it may import its neighbours, as when it is run by itself.
 
+    No `__pycache__` appears beside it.
+
     Raises:
         ImportError: If it is not a Python file. Whatever the file raises comes through.
     """
@@ -23,8 +25,10 @@ def run_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
+        sys.dont_write_bytecode = writes
     return module

@@ -8,6 +8,7 @@ import click
 
 from onnxcomp.cli.command import Command
 from onnxcomp.cli.options import (
+    MODEL,
     conditions_options,
     data_options,
     explain_option,
@@ -35,30 +36,63 @@ if TYPE_CHECKING:
     show_default=True,
     help="Compare the result with the original on a few inputs, and take back what changed the function.",
 )
+@click.option(
+    "--input-shape",
+    "input_shapes",
+    multiple=True,
+    metavar="SHAPE",
+    help="Fix open dimensions: x:1,3,224,224 (? leaves one open), or by symbol: seq=16.  [repeatable]",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    help="Fix the first dimension of every input where it is open.",
+)
+@click.option(
+    "--opset",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Convert to this opset first; newer ones have operators that stand for many nodes.",
+)
+@click.option(
+    "--rules",
+    type=MODEL,
+    multiple=True,
+    metavar="FILE.py",
+    help="Also apply rewrites of your own, see `onnxcomp passes show rules`; the file is run.  [repeatable]",
+)
 @explain_option
 @conditions_options
 @everywhere
-def optimize(
+def optimize(  # noqa: PLR0913 - one for each option
     *,
     model: Path,
     output: Output,
     data: Data,
     verify: bool,
+    input_shapes: tuple[str, ...],
+    batch: int | None,
+    opset: int | None,
+    rules: tuple[Path, ...],
     explain: bool,
     conditions: Conditions,
 ) -> int:
     """Simplifies MODEL without changing what it computes.
 
     Folds constants, fuses batch normalisations into weights, removes what has no effect and what is
-    there twice. With --data the result is verified on these samples, else on made-up inputs.
+    there twice. With --data the result is verified on these samples, else on made-up inputs. With
+    --input-shape and --batch the result takes inputs of these sizes only, and shape arithmetic goes.
     """
     if not conditions.measure:
         share_heap()
     place = output.place(model)
-    from onnxcomp.ir import Model
     from onnxcomp.optimization import optimize as run
+    from onnxcomp.optimization import pin_shapes
 
-    samples = None if data.data is None else data.load(Model.load(model).signature().inputs)
+    samples = None
+    if data.data is not None:
+        pinned = pin_shapes(model, input_shapes, batch).model
+        samples = data.load(pinned.signature().inputs)
     job = Job(
         "optimize",
         model,
@@ -67,7 +101,14 @@ def optimize(
         data,
         conditions,
         samples,
-        {"verify": verify, "explain": explain},
+        {
+            "verify": verify,
+            "opset": opset,
+            "rules": rules,
+            "explain": explain,
+            "input_shapes": input_shapes,
+            "batch": batch,
+        },
     )
     result = run(
         model,
@@ -78,5 +119,9 @@ def optimize(
         seed=conditions.seed,
         progress=progress(),
         explain=explain,
+        opset=opset,
+        rules=rules,
+        input_shapes=input_shapes,
+        batch=batch,
     )
     return conclude(job, result)

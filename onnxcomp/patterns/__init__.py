@@ -8,8 +8,8 @@
     def _(op, x):
         return op.Swish(x)
 
-Parameters are values that may be anything. A parameter whose default is `constant()` is one that is
-the same in every run, one whose default is None may be left out by the model. Numbers and lists in a
+Parameters are values that may be anything. A parameter whose default is `constant` is one that is the
+same in every run, one whose default is None may be left out by the model. Numbers and lists in a
 pattern are constants with these contents, as near as their type gets. Operands of Add, Mul and their
 like are tried in both orders. Attributes that a pattern does not mention must have their default
 values; a parameter in the place of an attribute takes whatever it is. With `_attributes="any"` the

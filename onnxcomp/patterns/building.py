@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from onnxcomp.analysis.facts import Facts
+    from onnxcomp.analysis.shapes import ShapeMap
     from onnxcomp.ir import ir
     from onnxcomp.signature import Shape
 
     Input: TypeAlias = "Operand | Made | np.ndarray[Any, Any] | None"
 
 _RULE = "onnxcomp.rule"
+# Beyond every operator set that there will be.
+_NEWEST = 1 << 20
 
 
 class Operand:
@@ -101,6 +104,7 @@ class Plan:
         place: The node before which the new ones go.
         gone: Nodes of the pattern.
         rule: The rule, to recognise its own work.
+        shapes: Where to note what is known of the new values.
     """
 
     nodes: list[NewNode]
@@ -109,6 +113,7 @@ class Plan:
     place: ir.Node | None = None
     gone: list[ir.Node] = field(default_factory=list)
     rule: object = None
+    shapes: ShapeMap | None = None
 
 
 class NewOps:
@@ -159,12 +164,7 @@ class NewOps:
         version = version_of("", self._imports)
         schema = schema_of(op_type, version, "")
         if schema is None or schema.deprecated:
-            latest = schema_of(op_type, 1 << 20, "")
-            if latest is None:
-                raise UserError(f"rule {self._rule}: there is no operator {quoted(op_type)}")
-            first = latest.since_version
-            hint = f"it is in opset {first}: optimize --opset {first}" if first > version else ""
-            raise Refusal(f"opset {version} has no {op_type}", hint)
+            raise self._absent(op_type, version)
         unknown = sorted(set(rest) - set(schema.attributes))
         if unknown:
             raise UserError(
@@ -175,6 +175,18 @@ class NewOps:
                 f"rule {self._rule}: {op_type} of opset {version} does not take {len(inputs)} inputs"
             )
         return schema
+
+    def _absent(self, op_type: str, version: int) -> Exception:
+        """Why there is no such operator: the model is too old for it, or nobody has it."""
+        latest = schema_of(op_type, _NEWEST, "")
+        if latest is None:
+            return UserError(f"rule {self._rule}: there is no operator {quoted(op_type)}")
+        later = (
+            n for n in range(version + 1, latest.since_version + 1) if schema_of(op_type, n, "")
+        )
+        first = next(later, None)
+        hint = "" if first is None else f"it came with opset {first}: optimize --opset {first}"
+        return Refusal(f"opset {version} has no {op_type}", hint)
 
     def _input(
         self,
@@ -229,9 +241,10 @@ def _wanted_dtype(
     if schema is None:
         return first
     formal = _formal(schema.inputs, index)
-    for other, dtype in enumerate(dtypes):
-        if dtype is not None and _formal(schema.inputs, other).type_str == formal.type_str:
-            return dtype
+    alike = [n for n in range(len(dtypes)) if _formal(schema.inputs, n).type_str == formal.type_str]
+    known = next((dtypes[n] for n in alike if dtypes[n] is not None), None)
+    if known is not None or len(alike) > 1:
+        return known
     allowed = formal.types
     if first is not None and _type_text(first) in allowed:
         return first

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.diagnostics import Location
 from onnxcomp.errors import UserError
 from onnxcomp.ir.ops import is_op
@@ -157,6 +158,7 @@ class RewriteRule:
                 f"rule {self.name}: the replacement must return as many values as the pattern"
             )
         plan = Plan(ops.made, results, rule=self, gone=list(state.nodes.values()))
+        plan.shapes = facts.get(Shapes())
         plan.old = [state.nodes[r.node].outputs[r.index] for r in self._pattern.results]
         plan.place = _place(plan, state)
         if plan.place is None:
@@ -204,6 +206,8 @@ class RewriteRule:
         for old, result in zip(plan.old, plan.results, strict=True):
             value = real(result)
             assert value is not None
+            if plan.shapes is not None and isinstance(result, Made):
+                plan.shapes.record(value, plan.shapes.dtype(old), plan.shapes.shape(old))
             edit.replace(old, value)
         _remove(plan, edit)
 

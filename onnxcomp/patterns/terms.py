@@ -89,7 +89,7 @@ class NodePattern:
 class constant:  # noqa: N801 - reads as a word in signatures and patterns
     """A value that is the same in every run; nothing that a caller may override.
 
-    As the default of a parameter it names such a value. In a pattern, `constant(1.702, rtol=1e-3)` is a
+    As the default of a parameter, `w=constant`, it makes that such a value. In a pattern, `constant(1.702, rtol=1e-3)` is a
     number with a tolerance of its own.
 
     Attributes:
@@ -157,6 +157,8 @@ class Ops:
     def _term(self, op_type: str, value: object) -> Term:
         if value is None or isinstance(value, (Variable, Output, Number)):
             return value
+        if value is constant:
+            return Variable("", is_constant=True)
         if isinstance(value, constant):
             if value.contents is None:
                 return Variable("", is_constant=True)
@@ -226,13 +228,13 @@ def _variable(rule: str, parameter: inspect.Parameter) -> Variable | Number:
         return Variable(parameter.name)
     if default is None:
         return Variable(parameter.name, is_optional=True)
-    if isinstance(default, constant) and default.contents is None:
+    if default is constant or (isinstance(default, constant) and default.contents is None):
         return Variable(parameter.name, is_constant=True)
     if isinstance(default, constant):
         return number(default.contents, default.rtol)
     raise UserError(
         f"rule {rule}: the default of {parameter.name} means nothing",
-        hint="a default is constant(), or None for what may be left out",
+        hint="a default is constant, or None for what may be left out",
     )
 
 

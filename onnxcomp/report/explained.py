@@ -29,7 +29,7 @@ def done_lines(explanation: Explanation, *, verbose: bool = False) -> list[str]:
     for row in explanation.passes:
         if row.rewrites or row.rolled_back:
             found += [_head(row), *_rewrite_lines(row, verbose=verbose)]
-            found += [f"  taken back: {reason}" for reason in row.rolled_back]
+            found += [f"  taken back: {reason}" for reason in dict.fromkeys(row.rolled_back)]
     return ["What was done:", *(f"  {line}" for line in found)] if found else []
 
 

@@ -26,7 +26,7 @@ class Rules(RulePass):
 
     ```
     rules{file="my_rules.py"}
-    rules{file="my_rules.py" only=[swish]}
+    rules{file="my_rules.py" only=["swish"]}
     ```
     """
 

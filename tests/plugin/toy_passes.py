@@ -8,8 +8,11 @@ import numpy as np
 from typing_extensions import override
 
 from onnxcomp import Pass
+from onnxcomp.patterns import rewrite_rule, rule_pass
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from onnxcomp import Context
 
 
@@ -53,3 +56,17 @@ class ToyWrong(Pass):
         for node in ctx.model.graph:
             if node.op_type == "Relu":
                 ctx.edit.set_operator(node, "Abs")
+
+
+@rewrite_rule
+def whole_already(op: Any, x: Any) -> Any:
+    """Reads a value through Ceil when it is whole already."""
+    return op.Ceil(op.Floor(x))
+
+
+@whole_already.becomes
+def _(op: Any, x: Any) -> Any:
+    return op.Floor(x)
+
+
+ToyRules = rule_pass("toy-rules", whole_already)
