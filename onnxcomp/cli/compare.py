@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -133,7 +133,7 @@ def _compared(
     from onnxcomp.runtime import Session
 
     loaded = [Model.load(path) for path in models]
-    signature = loaded[0].signature()
+    signature = _narrowed(loaded[0].signature(), loaded[1].signature())
     samples = data.load(signature.inputs)
 
     def session(path: Path) -> Session:
@@ -147,6 +147,20 @@ def _compared(
     with stage("comparing outputs"), session(models[0]) as first, session(models[1]) as second:
         feeds = samples if samples is not None else _made_up(signature, first, seed)
         return compare_models(first, second, _watched(feeds), tolerance=tolerance)
+
+
+def _narrowed(first: Signature, second: Signature) -> Signature:
+    """The first signature with the numbers of the second: a model whose sizes were fixed takes no others."""
+    others = {spec.name: spec.shape for spec in second.inputs}
+    inputs = []
+    for spec in first.inputs:
+        shape, other = spec.shape, others.get(spec.name)
+        if shape is None or other is None or len(shape) != len(other):
+            inputs.append(spec if shape is not None or other is None else replace(spec, shape=other))
+            continue
+        both = zip(shape, other, strict=True)
+        inputs.append(replace(spec, shape=tuple(b if isinstance(b, int) else a for a, b in both)))
+    return replace(first, inputs=tuple(inputs))
 
 
 def _made_up(signature: Signature, session: Session, seed: int) -> list[Feeds]:

@@ -51,7 +51,7 @@ def derived_all(known: Known, node: ir.Node) -> list[Sizes | None]:
 
 
 def _split(known: Known, node: ir.Node) -> list[Sizes | None]:
-    shape, axis = known.sizes(input_at(node, 0)), attribute(node, "axis", 0)
+    shape, axis = known.sizes(input_at(node, 0)), attribute(node, "axis") or 0
     given = "split" in node.attributes or input_at(node, 1) is not None
     parts = _bound(known, node, "split", 1) if given else None
     if not shape or not isinstance(axis, int) or (given and parts is None):

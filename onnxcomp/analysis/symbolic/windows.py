@@ -109,5 +109,5 @@ def resized(source: Sizes | None, node: ir.Node) -> Sizes | None:
 
 
 def _list(node: ir.Node, name: str, default: list[int]) -> list[int]:
-    found = attribute(node, name, default)
+    found = attribute(node, name) if name in node.attributes else default
     return [int(item) for item in found] if isinstance(found, (list, tuple)) else []
