@@ -50,7 +50,7 @@ def runtime_buffer(array: np.ndarray, code: int) -> np.ndarray:
     an array of the full shape, because the runtime takes the shape from the array.
     """
     if code not in _PACKED:
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")  # ascontiguousarray would make a scalar a vector
     packed = np.frombuffer(numpy_helper.from_array(array).raw_data, np.uint8)
     return padded(packed, array.shape)
 

@@ -232,7 +232,7 @@ def _array_for(tensor: ir.TensorProtocol, code: int) -> tuple[np.ndarray, int]:
     if elements.is_packed(code):
         packed = np.frombuffer(tensor.tobytes(), np.uint8)
         return elements.padded(packed, tuple(tensor.shape.numpy())), code
-    return np.ascontiguousarray(tensor.numpy()), code
+    return np.asarray(tensor.numpy(), order="C"), code
 
 
 def _serialised(proto: onnx.ModelProto) -> bytes:

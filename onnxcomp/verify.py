@@ -12,7 +12,7 @@ from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.compare import Comparer, Tolerance
 from onnxcomp.diagnostics import Diagnostic, Location, Severity
 from onnxcomp.errors import ModelError, RuntimeUnavailableError, SamplesError, UserError
-from onnxcomp.ir.ops import NONDETERMINISTIC, STANDARD_DOMAINS, array, is_op, is_training
+from onnxcomp.ir.ops import NONDETERMINISTIC, STANDARD_DOMAINS, array, bit_width, is_op, is_training
 from onnxcomp.probe import probe_feeds
 from onnxcomp.runtime import Session
 from onnxcomp.stages import stage
@@ -236,10 +236,9 @@ def _largest(model: Model) -> int:
     shapes = Facts(model).get(Shapes())
     return max(
         (
-            (shapes.size(value) or 0) * (dtype.bitwidth if dtype else 0) // 8
+            (shapes.size(value) or 0) * bit_width(shapes.dtype(value)) // 8
             for node in model.nodes()
             for value in node.outputs
-            for dtype in (shapes.dtype(value),)
         ),
         default=0,
     )

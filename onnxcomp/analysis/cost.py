@@ -13,7 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from onnxcomp.analysis.shapes import ShapeMap, Shapes
-from onnxcomp.ir.ops import attribute, input_at, standard_op
+from onnxcomp.ir.ops import attribute, bit_width, input_at, standard_op
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.facts import Facts
@@ -82,7 +82,7 @@ def _bytes(values: list[ir.Value], shapes: ShapeMap) -> int | None:
         size, dtype = shapes.size(value), shapes.dtype(value)
         if size is None or dtype is None:
             return None
-        total += (size * dtype.bitwidth + 7) // 8 if dtype.bitwidth else 0
+        total += (size * bit_width(dtype) + 7) // 8
     return total
 
 

@@ -215,6 +215,13 @@ def is_interface(value: ir.Value) -> bool:
     return value.is_graph_input() or value.is_graph_output()
 
 
+def bit_width(dtype: ir.DataType | None) -> int:
+    """Returns the bits of an element; texts count as eight letters, an unknown type as nothing."""
+    if dtype is None or dtype == ir.DataType.UNDEFINED:
+        return 0
+    return 64 if dtype == ir.DataType.STRING else dtype.bitwidth
+
+
 def single_use(value: ir.Value) -> ir.Node | None:
     """Returns the only node that reads a value once; None when there are more uses or it is an output."""
     uses = value.uses()

@@ -12,6 +12,7 @@ from onnxcomp.ir import ir
 from onnxcomp.ir.envelope import ATTRIBUTES
 from onnxcomp.ir.ops import (
     attribute,
+    bit_width,
     constant,
     has_reference_attribute,
     input_at,
@@ -73,7 +74,7 @@ def is_candidate(node: ir.Node) -> bool:
 
 def size_in_bytes(dtype: ir.DataType, shape: tuple[int, ...]) -> int:
     """Returns the bytes of a tensor."""
-    return (prod(shape) * dtype.bitwidth + 7) // 8
+    return (prod(shape) * bit_width(dtype) + 7) // 8
 
 
 def operations(node: ir.Node, inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]]) -> int:

@@ -27,6 +27,10 @@ _SHAPED_NAMES = (
 )
 _SHAPED_BY_CONTENTS = frozenset(_SHAPED_NAMES.split())
 
+# Before this version a Constant node could make floating point numbers only.
+_CONSTANTS_OF_ALL_TYPES = 9
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
+
 # Until then, Squeeze and Unsqueeze had them as an attribute.
 _AXES_AS_INPUT = 13
 
@@ -89,6 +93,9 @@ class Placer:
         node, graph = value.producer(), value.graph
         if node is None or graph is None or node.graph is None:
             return False
+        needs_node = value.is_graph_output() and graph is not self._model.graph
+        if (needs_node or not self._holds_initializers(graph)) and not self._fits(graph, tensor):
+            return False
         makers = [operand.producer() for operand in node.inputs if operand is not None]
         self.placed += [usage.node for usage in value.uses()]
         if value.is_graph_output():
@@ -109,10 +116,14 @@ class Placer:
                     self.drop(maker)
         return done
 
+    def _fits(self, graph: ir.Graph, tensor: ir.TensorProtocol) -> bool:
+        """Whether a Constant node in a scope can make a tensor."""
+        return tensor.dtype in _FLOATS or self._versions[graph] >= _CONSTANTS_OF_ALL_TYPES
+
     def set_operand(self, node: ir.Node, index: int, tensor: ir.TensorProtocol, name: str) -> None:
         """Gives one operand of a node a constant of its own."""
         graph = node.graph
-        if graph is None:
+        if graph is None or not (self._holds_initializers(graph) or self._fits(graph, tensor)):
             return
         self.placed.append(node)
         old = node.inputs[index]

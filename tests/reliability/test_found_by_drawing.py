@@ -1,0 +1,82 @@
+"""Small forms of what random models brought to light."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+import onnxcomp
+from onnxcomp.analysis.cost import Costs
+from onnxcomp.analysis.facts import Facts
+from onnxcomp.ir import Model
+from onnxcomp.runtime import Session
+from tests.helpers.check import assert_same
+from tests.helpers.text import model
+
+OLD = '<ir_version: 8, opset_import: ["" : 8]>'
+
+
+def test_texts_have_no_width_and_are_no_trouble() -> None:
+    proto = model(
+        'g (string[N] x) => (string[N, 2] y, string[2] z) <int64[2] s = {-1, 2}, string[4] w = {"a", "b", "c", "d"},'
+        " int64[1] i = {1}, int64 j = {0}> {"
+        " r = Reshape (w, s) z = Gather (r, j) u = Unsqueeze (x, i) y = Concat <axis = 1> (u, u) }"
+    )
+    got = onnxcomp.optimize(proto).model.to_proto()
+    assert_same(proto, got, runtimes=["onnxruntime"])
+    Facts(Model.load(proto)).get(Costs())
+
+
+def test_what_reads_an_operator_that_inference_cannot_expand_is_not_refused() -> None:
+    proto = model(
+        f"{OLD} g (float[1, 2, 3, 3] x) => (float[1, 2, 3, 3] y) "
+        "{ n = MeanVarianceNormalization (x) a = Abs (n) y = Neg (a) }".replace(": 8]", ": 11]")
+    )
+    got = onnxcomp.optimize(proto).model.to_proto()
+    assert [node.op_type for node in got.graph.node] == [
+        "MeanVarianceNormalization",
+        "Abs",
+        "Neg",
+    ]
+
+
+def test_a_wrong_type_behind_such_an_operator_is_still_refused() -> None:
+    proto = model(
+        f"{OLD} g (float[1, 2, 3, 3] x, bool b) => (float[1, 2, 3, 3] y) "
+        "{ n = MeanVarianceNormalization (x) a = Abs (b) y = Add (n, a) }".replace(": 8]", ": 11]")
+    )
+    with pytest.raises(onnxcomp.errors.ModelError, match="Abs"):
+        onnxcomp.optimize(proto)
+
+
+@pytest.mark.parametrize("code", [onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT8E4M3FN])
+def test_a_scalar_of_a_type_that_numpy_lacks_stays_a_scalar(code: int) -> None:
+    proto = model(
+        f"g (float x) => (float y, float z) <float w = {{2}}> {{ a = Cast <to = {code}> (w) "
+        f"b = Identity (a) z = Cast <to = 1> (b) c = Cast <to = {code}> (x) y = Cast <to = 1> (c) }}"
+    )
+    got = onnxcomp.optimize(proto).model.to_proto()
+    onnx.checker.check_model(got, full_check=True)
+    with Session.open(got) as session:
+        found = session.run({"x": np.array(3, np.float32)})
+    assert [found[name].shape for name in "yz"] == [(), ()]
+
+
+def test_before_opset_9_a_body_gets_no_constant_node_of_whole_numbers() -> None:
+    proto = model(
+        f"{OLD} g (bool c, float[2, 3] x) => (int64[2] y) <float[2, 3] w> {{ y = If (c) <"
+        "then_branch = t () => (int64[2] p) { p = Shape (w) }, "
+        "else_branch = e () => (int64[2] q) { q = Shape (x) }> }"
+    )
+    got = onnxcomp.optimize(proto).model.to_proto()
+    onnx.checker.check_model(got, full_check=True)
+    assert_same(proto, got, runtimes=["onnxruntime"])
+    functional = model(
+        '<ir_version: 8, opset_import: ["" : 8, "f" : 1]> g (float[2, 3] x) => (float[3, 2] y) '
+        '{ y = f.turn (x) } <domain: "f", opset_import: ["" : 8]> turn (a) => (b) '
+        "{ w = Constant <value = float[3, 2] {1, 2, 3, 4, 5, 6}> () s = Shape (w) b = Reshape (a, s) }"
+    )
+    got = onnxcomp.optimize(functional).model.to_proto()
+    onnx.checker.check_model(got, full_check=True)
+    assert_same(functional, got, runtimes=["onnxruntime"])
