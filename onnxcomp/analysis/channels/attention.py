@@ -36,6 +36,7 @@ def attention(site: Site) -> None:
             site.keep(query[1], "several heads share keys")
             site.keep(key[1], "several heads share keys")
         site.tie(query[3], key[3])
+        site.mix(query[3])
         site.tie(value[3], out[3])
         return
     _flat(site, query, key, value, out)
@@ -59,6 +60,8 @@ def _flat(
         return
     count = site.space.virtual(heads)
     matched, weighed = (site.space.virtual((sizes[index] or 0) // heads) for index in (0, 2))
+    # Without an attribute that says otherwise, scores are divided by the root of a head's size.
+    site.mix(matched)
     for axes, inside in ((query, matched), (key, matched), (value, weighed), (out, weighed)):
         if axes[2] is not None:
             site.space.product(axes[2], [count, inside])

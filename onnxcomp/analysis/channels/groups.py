@@ -69,6 +69,7 @@ class ChannelMap:
         groups: What may be removed, in the order of the graph.
         producers: For an axis of a weight that makes channels the node that does.
         consumers: For an axis of a weight that reads channels the node that does.
+        contractions: Nodes that multiply two operands and sum up along an axis of each.
     """
 
     def __init__(self, space: Space, positions: Positions, roles: Roles) -> None:
@@ -76,6 +77,7 @@ class ChannelMap:
         self._positions = positions
         self.producers = roles.producers
         self.consumers = roles.consumers
+        self.contractions = tuple(roles.contractions)
         self._owners: dict[int, list[tuple[ir.Value, int]]] = defaultdict(list)
         for (value, axis), number in space.known():
             self._owners[space.kind(number)].append((value, axis))

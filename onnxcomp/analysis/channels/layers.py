@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxcomp.ir.ops import attribute
+from onnxcomp.ir.ops import attribute, integers
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.channels.site import Axes, Site
@@ -138,6 +138,8 @@ def resize(site: Site) -> None:
         else:
             site.keep(one, "it is resampled")
             site.keep(other, "it is resampled")
+    if site.input(3) is not None and integers(site.input(3)) is None:
+        site.freeze("the shape is computed while the model runs")
     # A region of interest speaks of all axes by position; nobody removes channels under one.
     if site.input(1) is not None and attribute(site.node, "coordinate_transformation_mode", "") == (
         "tf_crop_and_resize"

@@ -40,7 +40,10 @@ def _convolution(site: Site, made: int, read: int) -> None:
         _grouped(site, group, source, weight, out, made)
     site.makes(site.input(1), made)
     site.makes(site.input(2), 0)
-    site.reads(site.input(1), read)
+    if group == 1:
+        site.contracts(0, 1, 1, read)
+    else:
+        site.reads(site.input(1), read)
 
 
 def _grouped(site: Site, group: int, source: Axes, weight: Axes, out: Axes, made: int) -> None:
@@ -83,8 +86,7 @@ def matmul(site: Site) -> None:
     batches = out[: len(out) - matrix]
     for axes in (left[:-2], right[:-2]):
         site.spread(axes, batches)
-    site.reads(site.input(1), len(right) - 2 if len(right) > 1 else 0)
-    site.reads(site.input(0), len(left) - 1)
+    site.contracts(0, len(left) - 1, 1, len(right) - 2 if len(right) > 1 else 0)
     if len(right) > 1:
         site.makes(site.input(1), len(right) - 1)
     if len(left) > 1:
@@ -108,9 +110,8 @@ def gemm(site: Site) -> None:
     site.tie(left[rows], out[0])
     site.tie(left[inner], right[read])
     site.tie(right[made], out[1])
-    site.reads(site.input(1), read)
+    site.contracts(0, inner, 1, read)
     site.makes(site.input(1), made)
-    site.reads(site.input(0), inner)
     bias = site.axes(site.input(2))
     site.spread(bias or [], out)
     if bias:
@@ -137,6 +138,22 @@ def einsum(site: Site) -> None:
             if letter in known:
                 site.tie(known[letter], axis)
             known.setdefault(letter, axis)
+    _sums(site, operands, result)
+
+
+def _sums(site: Site, operands: list[str], result: str) -> None:
+    """Notes what is summed up; of more than two operands nobody asks."""
     for index, term in enumerate(operands):
         for place, letter in enumerate(term):
-            (site.reads if letter not in result else site.makes)(site.input(index), place)
+            if letter in result:
+                site.makes(site.input(index), place)
+            elif len(operands) == 2 and index == 0 and letter in operands[1]:
+                site.contracts(0, place, 1, operands[1].index(letter))
+            elif len(operands) != 2 or letter not in operands[0]:
+                site.mix(known_axis(site, index, place))
+
+
+def known_axis(site: Site, index: int, place: int) -> int | None:
+    """Returns an axis of an operand."""
+    axes = site.axes(site.input(index))
+    return None if axes is None else axes[place]

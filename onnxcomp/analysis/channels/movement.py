@@ -29,8 +29,12 @@ def _ends(site: Site) -> tuple[Axes, Axes] | None:
 
 def reshape(site: Site) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze: the same elements in the same order."""
-    if (found := _ends(site)) is not None:
-        site.regroup(*found)
+    if (found := _ends(site)) is None:
+        return
+    if site.node.op_type == "Reshape" and integers(site.input(1)) is None:
+        site.freeze("the shape is computed while the model runs")
+        return
+    site.regroup(*found)
 
 
 def transpose(site: Site) -> None:
@@ -161,8 +165,12 @@ def gather(site: Site) -> None:
 
 def expand(site: Site) -> None:
     """Expand: axes of one position are spread."""
-    if (found := _ends(site)) is not None:
-        site.spread(*found)
+    if (found := _ends(site)) is None:
+        return
+    if integers(site.input(1)) is None:
+        site.freeze("the shape is computed while the model runs")
+        return
+    site.spread(*found)
 
 
 def tile(site: Site) -> None:

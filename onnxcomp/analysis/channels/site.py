@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from onnxcomp.analysis.channels.space import factorize
@@ -118,6 +119,14 @@ class Site:
         if value is not None and constant(value) is not None:
             self.roles.consumers[(value, axis)] = self.node
 
+    def contracts(self, one: int, axis: int, other: int, along: int) -> None:
+        """Notes that two operands are multiplied and summed up along an axis of each."""
+        left, right = self.input(one), self.input(other)
+        if left is not None and right is not None:
+            self.roles.contractions.append(Contraction(self.node, (left, axis), (right, along)))
+            self.reads(left, axis)
+            self.reads(right, along)
+
     def regroup(self, ones: Sequence[int | None], others: Sequence[int | None]) -> bool:
         """States that two lists of axes hold the same elements in the same order (a reshape).
 
@@ -180,10 +189,20 @@ class Site:
         return True
 
 
+@dataclass(frozen=True)
+class Contraction:
+    """A node that multiplies two operands and sums up along an axis of each."""
+
+    node: ir.Node
+    left: Axis
+    right: Axis
+
+
 class Roles:
     """Which axes of weights make channels, and which read them."""
 
     def __init__(self) -> None:
+        self.contractions: list[Contraction] = []
         self.producers: dict[Axis, ir.Node] = {}
         self.consumers: dict[Axis, ir.Node] = {}
 
