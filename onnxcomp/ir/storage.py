@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import onnx
-from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
-from onnxcomp.errors import ModelError, UserError, quoted
+from onnxcomp.errors import ModelError, quoted
 from onnxcomp.ir import envelope
 from onnxcomp.ir.atomic import AtomicWriter, check_output, copy_range
 from onnxcomp.ir.backend import ir
@@ -110,20 +109,13 @@ def save(model: Model, path: Path, *, in_place: bool, external: bool | None) -> 
     check_output(path, inputs, in_place)
     if external is None:
         external = model.external or model.nbytes > EXTERNAL_ABOVE_BYTES
-    if not external:
-        data = _serialized(model)
-        with AtomicWriter(path) as writer:
-            writer.open(path).write(data)
+    if external:
+        _save_external(model, path, in_place=in_place)
         return
-    _save_external(model, path, in_place=in_place)
+    from onnxcomp.ir import streaming
 
-
-def _serialized(model: Model) -> bytes:
-    try:
-        data: bytes = model.to_proto().SerializeToString()
-    except (EncodeError, ValueError) as error:  # upb: message above 2 GiB
-        raise UserError("the model is above 2 GiB", hint="save it with external data") from error
-    return data
+    with AtomicWriter(path) as writer:
+        streaming.write(model, writer.open(path))
 
 
 def _save_external(model: Model, path: Path, *, in_place: bool) -> None:
@@ -170,17 +162,20 @@ def _layout(model: Model, location: str) -> list[tuple[ir.Value, ir.ExternalTens
 
 
 def _write_tensor(file: OutputFile, value: ir.Value, offset: int) -> None:
-    tensor = value.const_value
-    if tensor is None:
-        return
-    file.seek(offset)
+    if value.const_value is not None:
+        file.seek(offset)
+        write_bytes(file, value.const_value, value.name or "")
+
+
+def write_bytes(file: OutputFile, tensor: ir.TensorProtocol, name: str) -> None:
+    """Writes the bytes of a tensor where a file stands; one that lies in a file is copied there."""
     if isinstance(tensor, ir.ExternalTensor):
         with open(tensor.path, "rb") as source:  # noqa: PTH123 - the path comes from the checked door
             copy_range(source.fileno(), file.fileno(), tensor.offset or 0, tensor.nbytes)
         return
     data = tensor.tobytes()
     if len(data) != tensor.nbytes:
-        raise ModelError(f"tensor {quoted(value.name)} has {len(data)} bytes, not {tensor.nbytes}")
+        raise ModelError(f"tensor {quoted(name)} has {len(data)} bytes, not {tensor.nbytes}")
     file.write(data)
 
 

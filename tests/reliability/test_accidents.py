@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from onnxcomp.errors import UserError
-from onnxcomp.ir import Model
+from onnxcomp.ir import Model, streaming
 from onnxcomp.ir.storage import save
 from tests.helpers.text import model
 from tests.reliability.command import onnxcomp, refusal, snapshot
@@ -160,15 +160,19 @@ def test_above_two_gibibytes_inline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """What protobuf raises then is an error of its own kind, and no ValueError."""
     from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 
-    class TooLarge:
-        def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
-            raise EncodeError("Failed to serialize proto")
+    def too_large() -> None:
+        raise EncodeError("Failed to serialize proto")
 
     loaded = Model.load(model(GOOD))
-    monkeypatch.setattr(loaded, "to_proto", TooLarge)
-    with pytest.raises(UserError, match="above 2 GiB"):
-        save(loaded, tmp_path / "out.onnx", in_place=False, external=False)
-    assert list(tmp_path.iterdir()) == []
+    for patched, name, value in (
+        (loaded, "to_proto", too_large),
+        (streaming, "PROTO_BYTES", 20),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, name, value)
+            with pytest.raises(UserError, match="above 2 GiB"):
+                save(loaded, tmp_path / "out.onnx", in_place=False, external=False)
+        assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------- the end at any moment
