@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxcomp.ir import Model, streaming
+from onnxcomp.ir import Model, storage, streaming
 from tests.helpers.text import model
 
 if TYPE_CHECKING:
@@ -62,12 +62,10 @@ def test_weights_of_other_files_come_in(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(streaming, "STREAMED_BYTES", 1)
     proto = source()
     expected = numpy_helper.to_array(proto.graph.initializer[0])
-    onnx.save(
-        proto, str(tmp_path / "in.onnx"), save_as_external_data=True, size_threshold=0,
-        location="w.bin",
-    )  # fmt: skip
+    monkeypatch.setattr(storage, "EXTERNAL_TENSOR_BYTES", 1)
+    Model.load(proto).save(tmp_path / "in.onnx", external=True)
     Model.load(tmp_path / "in.onnx").save(tmp_path / "out.onnx", external=False)
-    (tmp_path / "w.bin").unlink()
+    (tmp_path / "in.onnx.data").unlink()
     tensors = {t.name: t for t in onnx.load(str(tmp_path / "out.onnx")).graph.initializer}
     np.testing.assert_array_equal(numpy_helper.to_array(tensors["a"]), expected)
 
