@@ -10,6 +10,7 @@ import onnx
 
 from onnxcomp.analysis.propagation import infer_shapes
 from onnxcomp.analysis.symbolic.dims import text_of
+from onnxcomp.analysis.symbolic.types import typed_like
 from onnxcomp.analysis.symbolic.values import PartialValues
 from onnxcomp.ir.backend import ir
 from onnxcomp.ir.model import shape_of
@@ -91,7 +92,12 @@ class ShapeMap:
             return None
         if (tensor := constant(value)) is not None:
             return tensor.dtype
-        return self._found.get(value, (None, None))[0]
+        if value in self._found:
+            return self._found[value][0]
+        if value.dtype is not None:
+            return value.dtype  # made by a pass, which declared it
+        operand = typed_like(value)
+        return None if operand is None else self.dtype(operand)
 
     def static(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """Returns the shape when every dimension is a known number."""

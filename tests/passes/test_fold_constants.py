@@ -34,6 +34,25 @@ def test_computes_a_whole_expression_and_drops_its_nodes() -> None:
     assert outcome.stats["values folded"] == 1
 
 
+@pytest.mark.parametrize("opset", [12, 17])
+def test_computes_comparisons_that_inference_knows_nothing_of(opset: int) -> None:
+    header = f'<ir_version: 8, opset_import: ["" : {opset}]>'
+    assert_rewrites(
+        FOLD,
+        before=f"""
+            {header} g () => (bool[2] y) <int64[2] a = {{1, 2}}, int64 b = {{2}}> {{
+              p = GreaterOrEqual (a, b)
+              q = LessOrEqual (a, b)
+              y = And (p, q)
+            }}
+        """,
+        after=f"""
+            {header} g () => (bool[2] y)
+            <bool[2] y = {{0, 1}}, int64[2] a = {{1, 2}}, int64 b = {{2}}> {{}}
+        """,
+    )
+
+
 def test_lifts_constants_to_initializers_in_every_scope_but_functions() -> None:
     assert_rewrites(
         FOLD,

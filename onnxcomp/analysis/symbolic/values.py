@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Names of sizes that were not declared begin with a character that no symbol begins with.
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 _MAX_RANK = 64
+# How many nodes in a row a pass puts in the place of others.
+_MAX_NEW = 16
 
 Inferred = tuple["ir.DataType | None", "Shape | None"]
 
@@ -42,7 +44,9 @@ class PartialValues:
         self._symbols = frozenset(filter(_SYMBOL.fullmatch, symbols))
         self._vectors: dict[ir.Value, Vector] = {}
         self._sizes: dict[ir.Value, Sizes] = {}
+        self._unranked: set[ir.Value] = set()
         self._names = 0
+        self._depth = 0
 
     def sweep(self, graph: ir.Graph) -> None:
         """Looks at the nodes of a scope and of all scopes inside it, in order."""
@@ -127,9 +131,11 @@ class PartialValues:
         if value is None:
             return None
         found = self._sizes.get(value)
-        if found is None:
+        if found is None and value not in self._unranked:
             found = self._own(value)
-            if found is not None:
+            if found is None:
+                self._unranked.add(value)
+            else:
                 self._sizes[value] = found
         return found
 
@@ -137,10 +143,27 @@ class PartialValues:
         tensor = constant(value)
         if tensor is not None:
             return tuple(int(dim) for dim in tensor.shape.numpy())
+        if value not in self._inferred:
+            return self._of_new(value)
         shape = self._inferred.get(value, (None, None))[1]
         if shape is None or len(shape) > _MAX_RANK:
             return None
         return tuple(self._item(dim, None) for dim in shape)
+
+    def _of_new(self, value: ir.Value) -> Sizes | None:
+        """The dimensions of a value that was made after the sweep, as they follow from operands'."""
+        node = value.producer()
+        if node is None or standard_op(node) is None or self._depth > _MAX_NEW:
+            return None
+        self._depth += 1
+        try:
+            results = zip(node.outputs, sizes.derived_all(self, node), strict=False)
+            found = next((sizes for made, sizes in results if made is value), None)
+        finally:
+            self._depth -= 1
+        if found is None or len(found) > _MAX_RANK:
+            return None
+        return tuple(self._item(None, item) for item in found)
 
     def open_vector(self, value: ir.Value | None) -> Vector | None:
         """A vector of known length and type whose elements are not known."""
@@ -148,7 +171,7 @@ class PartialValues:
             return None
         dtype, _ = self._inferred.get(value, (None, None))
         shape = self.sizes(value)
-        if shape is None or dtype not in INTEGERS or dtype is None or len(shape) > 1:
+        if shape is None or dtype is None or dtype not in INTEGERS or len(shape) > 1:
             return None
         length = shape[0] if shape else 1
         if not isinstance(length, int) or length > MAX_ITEMS:

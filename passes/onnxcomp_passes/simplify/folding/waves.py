@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 
 from onnxcomp.ir import ir
@@ -155,7 +156,18 @@ class Wave:
             return None
         return found
 
+    def _compared(self, node: ir.Node) -> dict[ir.Value, Known] | None:
+        """The result of a comparison, of which onnx knows nothing in opsets 12 to 15."""
+        operands = [self._known(value)[1] for value in node.inputs if value is not None]
+        try:
+            shape = np.broadcast_shapes(*operands)
+        except ValueError:
+            return None
+        return {node.outputs[0]: (ir.DataType.BOOL, shape)}
+
     def _inferred(self, node: ir.Node) -> dict[ir.Value, Known] | None:
+        if node.op_type in {"GreaterOrEqual", "LessOrEqual"}:
+            return self._compared(node)
         proto = ir.serde.serialize_node(node)
         types: dict[str, onnx.TypeProto] = {}
         data: dict[str, Any] = {}
