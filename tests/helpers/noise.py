@@ -22,7 +22,7 @@ _EXACT = frozenset(
 _RUNS = 16
 # Reordered sums are off by some units in the last place for each term.
 _UNITS = 2.0
-_KINDS = {TensorProto.FLOAT: 2.0**-23, TensorProto.DOUBLE: 2.0**-52}
+_KINDS = {TensorProto.FLOAT: 2.0**-23, TensorProto.DOUBLE: 2.0**-52, TensorProto.FLOAT16: 2.0**-10}
 _SLACK = 8.0
 
 
@@ -82,7 +82,9 @@ def _nudge(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     ends = np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(array.dtype)
     with np.errstate(all="ignore"):
         moved = np.nextafter(array, ends)
-    return np.where(np.isfinite(moved) & (rng.random(array.shape) < 0.7), moved, array).astype(array.dtype)
+    return np.where(np.isfinite(moved) & (rng.random(array.shape) < 0.7), moved, array).astype(
+        array.dtype
+    )
 
 
 def disturbed(proto: onnx.ModelProto, seed: int) -> onnx.ModelProto:
@@ -98,6 +100,63 @@ def disturbed(proto: onnx.ModelProto, seed: int) -> onnx.ModelProto:
         if array.dtype.kind == "f" and array.dtype != np.float16:
             tensor.CopyFrom(numpy_helper.from_array(_nudge(array, rng), tensor.name))
     return copy
+
+
+def is_unstable(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> bool:
+    """Whether some kernel gives another result each time: one that reads memory it did not write."""
+    runs = []
+    for number in range(4):
+        # Whatever was freed last is what an allocation finds.
+        del_me = [np.full(size, number + 0.5, np.float32) for size in (16, 64, 256, 1024, 4096)]
+        del del_me
+        try:
+            runs.append(open_session(exposed(proto)).run(None, feeds))
+        except RUNTIME_ERRORS:
+            return False
+    return any(
+        not isinstance(one, list)
+        and np.asarray(one).dtype.kind != "O"
+        and np.asarray(one).tobytes() != np.asarray(two).tobytes()
+        for run in runs[1:]
+        for one, two in zip(runs[0], run, strict=True)
+    )
+
+
+def overflows(*models: onnx.ModelProto | dict[str, np.ndarray]) -> bool:
+    """Whether some value in one of the models is infinite or NaN on the feeds, given last."""
+    *protos, feeds = models
+    for proto in protos:
+        try:
+            found = open_session(exposed(proto)).run(None, feeds)
+        except RUNTIME_ERRORS:
+            continue
+        for value in found:
+            array = None if isinstance(value, list) else np.asarray(value)
+            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+                return True
+    return False
+
+
+def exposed(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose every tensor is an output."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    known = {output.name for output in copy.graph.output}
+    odd = {TensorProto.BFLOAT16, TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT8E4M3FN}
+    types = _types(proto)
+    for node in copy.graph.node:
+        for name in node.output:
+            if name and name not in known and types.get(name, 16) not in odd:
+                copy.graph.output.append(onnx.ValueInfoProto(name=name))
+    return copy
+
+
+def element_types(proto: onnx.ModelProto) -> set[int]:
+    """Every element type in a model, as far as inference finds them."""
+    found = set(_types(proto).values()) | {t.data_type for t in proto.graph.initializer}
+    found |= {info.type.tensor_type.elem_type for info in proto.graph.input}
+    casts = [a.i for node in proto.graph.node for a in node.attribute if a.name == "to"]
+    return found | set(casts)
 
 
 def _types(proto: onnx.ModelProto) -> dict[str, int]:
@@ -122,7 +181,11 @@ def _types(proto: onnx.ModelProto) -> dict[str, int]:
 
 
 def _disturb(
-    graph: onnx.GraphProto, types: dict[str, int], opset: int, rng: np.random.Generator, count: list[int]
+    graph: onnx.GraphProto,
+    types: dict[str, int],
+    opset: int,
+    rng: np.random.Generator,
+    count: list[int],
 ) -> None:
     nodes = []
     for node in graph.node:

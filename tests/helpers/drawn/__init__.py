@@ -181,7 +181,9 @@ def _finish(d: Drawing, seed: int) -> Drawn:
     ]
     defaults = [t for t in d.tensors.values() if t.name in d.overridable]
     infos += [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in defaults]
-    ir_version = least_ir(d.opset) if d.functions or d.chance(0.5) else max(4, least_ir(d.opset) - 1)
+    ir_version = (
+        least_ir(d.opset) if d.functions or d.chance(0.5) else max(4, least_ir(d.opset) - 1)
+    )
     if d.opset < 19 and not d.functions and d.chance(0.1):
         ir_version = 4
     proto = assembled(

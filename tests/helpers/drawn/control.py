@@ -45,12 +45,12 @@ def _parameter(body: Drawing, worlds: tuple[np.ndarray, ...], base: str) -> Valu
 
 
 def _info(value: Value) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(
-        value.name, element_type(value.dtype), [None] * value.rank
-    )
+    return helper.make_tensor_value_info(value.name, element_type(value.dtype), [None] * value.rank)
 
 
-def _graph(body: Drawing, inputs: list[onnx.ValueInfoProto], outputs: list[Value]) -> onnx.GraphProto:
+def _graph(
+    body: Drawing, inputs: list[onnx.ValueInfoProto], outputs: list[Value]
+) -> onnx.GraphProto:
     infos = [_info(value) for value in outputs]
     return helper.make_graph(body.nodes, body.name("g"), inputs, infos, list(body.tensors.values()))
 
@@ -150,8 +150,10 @@ def scan(d: Drawing, op_type: str) -> list[Value]:
     sequence = d.tensor(["float32"], range(rank, 4), least=1)
     body = _enter(d)
     shapes = [array.shape[2:] if old else array.shape[1:] for array in sequence.worlds]
-    start = d.one("ReduceSum", [sequence.name], keepdims=0, **({"axes": [1]} if old else {"axes": [0]})) if d.opset < 13 else (
-        d.one("ReduceSum", [sequence.name, d.ints(0)], keepdims=0)
+    start = (
+        d.one("ReduceSum", [sequence.name], keepdims=0, **({"axes": [1]} if old else {"axes": [0]}))
+        if d.opset < 13
+        else (d.one("ReduceSum", [sequence.name, d.ints(0)], keepdims=0))
     )
     state = _parameter(body, tuple(np.ones(shape, np.float32) for shape in shapes), "s")
     item = _parameter(body, tuple(np.ones(shape, np.float32) for shape in shapes), "e")
@@ -193,7 +195,9 @@ def function(d: Drawing, op_type: str) -> list[Value]:
     nodes = body.nodes
     if d.chance(0.4):
         slope = body.make("LeakyRelu", [given.name])
-        reference = onnx.AttributeProto(name="alpha", type=onnx.AttributeProto.FLOAT, ref_attr_name="slope")
+        reference = onnx.AttributeProto(
+            name="alpha", type=onnx.AttributeProto.FLOAT, ref_attr_name="slope"
+        )
         slope.attribute.append(reference)
         nodes, attributes = [*nodes, slope], ["slope"]
         ends = [slope.output[0]]
@@ -205,7 +209,9 @@ def function(d: Drawing, op_type: str) -> list[Value]:
     made = helper.make_function("local", name, [given.name], ends, nodes, imports, attributes)
     d.functions.append(made)
     try:
-        found = d.node(name, [value.name], domain="local", **({"slope": 0.25} if attributes else {}))
+        found = d.node(
+            name, [value.name], domain="local", **({"slope": 0.25} if attributes else {})
+        )
     except RefusedError:
         d.functions.remove(made)
         raise

@@ -226,9 +226,7 @@ class Drawing:
     def root(self) -> Drawing:
         return self if self.outer is None else self.outer.root()
 
-    def add_input(
-        self, dtype: str, dims: Dims, *, bound: int = 0, positive: bool = False
-    ) -> Value:
+    def add_input(self, dtype: str, dims: Dims, *, bound: int = 0, positive: bool = False) -> Value:
         source = Source(self.name("x"), dtype, dims, bound, positive)
         self.sources.append(source)
         value = Value(source.name, tuple(source.array(i, self.rng) for i in range(len(WORLDS))))
@@ -365,7 +363,10 @@ def assembled(
 ) -> onnx.ModelProto:
     """A model of these parts, with the versions of every domain it may use."""
     graph = helper.make_graph(nodes, "drawn", inputs, outputs, weights)
-    domains = sorted({f.domain for f in functions} | used_domains([*nodes, *(n for f in functions for n in f.node)]))
+    domains = sorted(
+        {f.domain for f in functions}
+        | used_domains([*nodes, *(n for f in functions for n in f.node)])
+    )
     versions = {"ai.onnx.ml": 1, "com.microsoft": 1}
     imports = [helper.make_opsetid(domain, versions.get(domain, 1)) for domain in ["", *domains]]
     imports[0].version = opset

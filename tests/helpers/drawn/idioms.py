@@ -48,8 +48,12 @@ def normalised_conv(d: Drawing) -> None:
             spread = d.weight((np.abs(d.rng.normal(size=count)) + 0.1).astype(np.float32)).name
             made = d.one("BatchNormalization", [made.name, *parts, spread])
         else:
-            shape = d.choice([(count,) + (1,) * (made.rank - 2), (1, count) + (1,) * (made.rank - 2), (), (1,)])
-            made = both(d, str(d.choice(["Mul", "Add", "Sub", "Div"])), made.name, _nonzero(d, shape))
+            shape = d.choice(
+                [(count,) + (1,) * (made.rank - 2), (1, count) + (1,) * (made.rank - 2), (), (1,)]
+            )
+            made = both(
+                d, str(d.choice(["Mul", "Add", "Sub", "Div"])), made.name, _nonzero(d, shape)
+            )
     d.one("Relu", [made.name])
 
 
@@ -59,13 +63,25 @@ def _nonzero(d: Drawing, shape: tuple[int, ...]) -> str:
 
 
 def scaled_product(d: Drawing) -> None:
-    value = d.tensor(["float32"], range(1, 4), fits=lambda v: len({a.shape[-1] for a in v.worlds}) == 1)
+    value = d.tensor(
+        ["float32"], range(1, 4), fits=lambda v: len({a.shape[-1] for a in v.worlds}) == 1
+    )
     if d.chance(0.5):
-        value = both(d, str(d.choice(["Mul", "Add"])), value.name, _nonzero(d, d.choice([(), value.shape[-1:]])))
+        value = both(
+            d,
+            str(d.choice(["Mul", "Add"])),
+            value.name,
+            _nonzero(d, d.choice([(), value.shape[-1:]])),
+        )
     made = neural.matmul(d, "MatMul")
     with suppress(RefusedError):
         made = d.one("MatMul", [value.name, neural.weights(d, value.shape[-1], 3).name])
-    both(d, str(d.choice(["Mul", "Add", "Sub", "Div"])), made.name, _nonzero(d, d.choice([(), made.shape[-1:]])))
+    both(
+        d,
+        str(d.choice(["Mul", "Add", "Sub", "Div"])),
+        made.name,
+        _nonzero(d, d.choice([(), made.shape[-1:]])),
+    )
 
 
 def padded(d: Drawing) -> None:
@@ -123,13 +139,17 @@ def shape_chain(d: Drawing) -> None:
         elif kind == 1:
             if d.opset < 10:
                 raise RefusedError("slice")
-            parts.append(d.one("Slice", [shape.name, d.ints(axis), d.ints(axis + 1), d.ints(0)]).name)
+            parts.append(
+                d.one("Slice", [shape.name, d.ints(axis), d.ints(axis + 1), d.ints(0)]).name
+            )
         else:
             size = d.one("Gather", [shape.name, d.scalar(axis, "int64")], axis=0)
             if d.chance(0.3):
                 size = both(d, "Mul", size.name, d.scalar(1, "int64"))
             if d.chance(0.2):
-                size = d.one("Cast", [d.one("Cast", [size.name], to=d.choice([1, 6, 11])).name], to=7)
+                size = d.one(
+                    "Cast", [d.one("Cast", [size.name], to=d.choice([1, 6, 11])).name], to=7
+                )
             parts.append(with_axes(d, "Unsqueeze", size.name, [0], 13).name)
     if len(parts) > 1 and d.chance(0.6):
         place = d.integer(0, len(parts) - 1)
@@ -160,7 +180,9 @@ def sizes_computed(d: Drawing) -> None:
 
 
 def layer_normalization(d: Drawing) -> None:
-    value = d.tensor(["float32"], range(2, 5), least=2, fits=lambda v: len({a.shape[-1] for a in v.worlds}) == 1)
+    value = d.tensor(
+        ["float32"], range(2, 5), least=2, fits=lambda v: len({a.shape[-1] for a in v.worlds}) == 1
+    )
     axis = [d.choice([-1, value.rank - 1])] if d.opset >= 11 else [value.rank - 1]
     keep = d.choice([1, 1, 1, None])
     mean = with_axes(d, "ReduceMean", value.name, axis, 18, keepdims=keep)
@@ -190,7 +212,9 @@ def gelu(d: Drawing) -> None:
     value = floats(d)
     if d.opset < 9 or d.chance(0.25):
         cube = d.one("Pow", [value.name, constant(d, 3.0, value)])
-        inner = both(d, "Add", value.name, both(d, "Mul", cube.name, constant(d, 0.044715, value)).name)
+        inner = both(
+            d, "Add", value.name, both(d, "Mul", cube.name, constant(d, 0.044715, value)).name
+        )
         made = d.one("Tanh", [both(d, "Mul", inner.name, constant(d, 0.7978845608, value)).name])
     elif d.chance(0.5):
         made = d.one("Erf", [d.one("Div", [value.name, constant(d, 2**0.5, value)]).name])
@@ -217,7 +241,9 @@ def activation(d: Drawing) -> None:
         if d.opset < 11:
             bounded = d.one("Clip", [moved.name], min=low, max=high)
         else:
-            bounded = d.one("Clip", [moved.name, d.scalar(low, value.dtype), d.scalar(high, value.dtype)])
+            bounded = d.one(
+                "Clip", [moved.name, d.scalar(low, value.dtype), d.scalar(high, value.dtype)]
+            )
         divided = d.one("Div", [bounded.name, constant(d, 6.0, value)])
         if kind == 1:
             both(d, "Mul", value.name, divided.name)
@@ -237,11 +263,15 @@ def activation(d: Drawing) -> None:
 
 
 def _softplus(d: Drawing, value: Value) -> Value:
-    return d.one("Log", [both(d, "Add", d.one("Exp", [value.name]).name, constant(d, 1.0, value)).name])
+    return d.one(
+        "Log", [both(d, "Add", d.one("Exp", [value.name]).name, constant(d, 1.0, value)).name]
+    )
 
 
 def rms_normalization(d: Drawing) -> None:
-    value = d.tensor(["float32"], range(2, 4), least=2, fits=lambda v: len({a.shape[-1] for a in v.worlds}) == 1)
+    value = d.tensor(
+        ["float32"], range(2, 4), least=2, fits=lambda v: len({a.shape[-1] for a in v.worlds}) == 1
+    )
     square = d.one("Pow", [value.name, constant(d, 2.0, value)])
     mean = with_axes(d, "ReduceMean", square.name, [value.rank - 1], 18, keepdims=1)
     root = d.one("Sqrt", [both(d, "Add", mean.name, constant(d, 1e-3, value)).name])
@@ -252,7 +282,9 @@ def rms_normalization(d: Drawing) -> None:
 def attention(d: Drawing) -> None:
     """Softmax of a scaled product, times a third."""
     query, key, other = (d.new("float32", ("N", 2, 3, 4)) for _ in range(3))
-    turned = d.one("Transpose", [key.name], perm=d.choice([[0, 1, 3, 2], [0, 1, 3, 2], [0, 1, 2, 3]]))
+    turned = d.one(
+        "Transpose", [key.name], perm=d.choice([[0, 1, 3, 2], [0, 1, 3, 2], [0, 1, 2, 3]])
+    )
     if turned.shape[-2] != query.shape[-1]:
         raise RefusedError("shape")
     scores = d.one("MatMul", [query.name, turned.name])
@@ -262,9 +294,15 @@ def attention(d: Drawing) -> None:
 
 
 def quantized_layer(d: Drawing) -> None:
-    value = d.tensor(["float32"], [2], fits=lambda v: v.shape[-1] > 0 and len({a.shape[-1] for a in v.worlds}) == 1)
+    value = d.tensor(
+        ["float32"],
+        [2],
+        fits=lambda v: v.shape[-1] > 0 and len({a.shape[-1] for a in v.worlds}) == 1,
+    )
     scale, zero = d.scalar(0.05), d.scalar(d.integer(0, 9), "uint8")
-    left = d.one("DequantizeLinear", [d.one("QuantizeLinear", [value.name, scale, zero]).name, scale, zero])
+    left = d.one(
+        "DequantizeLinear", [d.one("QuantizeLinear", [value.name, scale, zero]).name, scale, zero]
+    )
     stored = d.weight(d.rng.integers(-9, 9, (value.shape[-1], 3)).astype(np.int8)).name
     right = d.one("DequantizeLinear", [stored, d.scalar(0.1), d.scalar(0, "int8")])
     made = d.one("MatMul", [left.name, right.name])
@@ -287,7 +325,9 @@ def neutral(d: Drawing) -> None:
 
 def constants(d: Drawing) -> None:
     """A subexpression that is constant."""
-    made = d.weight(d.rng.normal(size=d.choice([(), (2,), (1, 3), (0, 2), (4, 1)])).astype(np.float32))
+    made = d.weight(
+        d.rng.normal(size=d.choice([(), (2,), (1, 3), (0, 2), (4, 1)])).astype(np.float32)
+    )
     for _ in range(d.integer(1, 4)):
         name = str(d.choice(["Neg", "Exp", "Relu", "Abs", "Add", "Mul", "Identity", "Unsqueeze"]))
         if name in {"Add", "Mul"}:
@@ -301,13 +341,17 @@ def constants(d: Drawing) -> None:
 def repeated(d: Drawing) -> None:
     """The same node again."""
     found = [n for n in d.nodes if n.output and n.op_type not in {"Constant", "If", "Loop", "Scan"}]
-    found = [n for n in found if not n.op_type.startswith(("Random", "Bern", "Multi")) and not n.domain]
+    found = [
+        n for n in found if not n.op_type.startswith(("Random", "Bern", "Multi")) and not n.domain
+    ]
     if not found:
         raise RefusedError("none yet")
     node = d.choice(found)
     from onnx import helper
 
-    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name}
+    attributes = {
+        a.name: helper.get_attribute_value(a) for a in node.attribute if not a.ref_attr_name
+    }
     d.node(node.op_type, node.input, len(node.output), **attributes)
 
 

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from tests.helpers.drawn.core import Drawing, Value
 
 ANY = (*MANY, "bool", "str")
-TO = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11}
+TO = {
+    "float32": 1,
+    "uint8": 2,
+    "int8": 3,
+    "int32": 6,
+    "int64": 7,
+    "bool": 9,
+    "float16": 10,
+    "float64": 11,
+}
 
 
 def cast(d: Drawing, op_type: str) -> Value:
@@ -34,7 +43,9 @@ def cast(d: Drawing, op_type: str) -> Value:
 def _round_trip(d: Drawing, value: Value) -> Value:
     """There and back, through a type that is wider, narrower, or one that NumPy has not."""
     back = TO[str(value.dtype)]
-    middle = int(d.choice([1, 10, 11, 7, 6, 16 if d.opset >= 13 else 1, 17 if d.opset >= 19 else 10]))
+    middle = int(
+        d.choice([1, 10, 11, 7, 6, 16 if d.opset >= 13 else 1, 17 if d.opset >= 19 else 10])
+    )
     first = d.make("Cast", [value.name], to=middle)
     chain = [first]
     if d.chance(0.3):
@@ -52,11 +63,15 @@ def concat(d: Drawing, op_type: str) -> Value:
     axis = d.integer(0, first.rank)
 
     def joins(other: Value) -> bool:
-        return other.dtype == first.dtype and all(
-            a.shape[:axis] + a.shape[axis + 1 :] == b.shape[:axis] + b.shape[axis + 1 :]
-            for a, b in zip(first.worlds, other.worlds, strict=True)
-            if a.ndim == b.ndim
-        ) and other.rank == first.rank
+        return (
+            other.dtype == first.dtype
+            and all(
+                a.shape[:axis] + a.shape[axis + 1 :] == b.shape[:axis] + b.shape[axis + 1 :]
+                for a, b in zip(first.worlds, other.worlds, strict=True)
+                if a.ndim == b.ndim
+            )
+            and other.rank == first.rank
+        )
 
     parts = [first.name]
     parts += [d.find(joins).name for _ in range(d.integer(0, 3))]
@@ -97,7 +112,9 @@ def transpose(d: Drawing, op_type: str) -> Value:
         back = [order.index(axis) for axis in range(len(order))]
         if d.chance(0.2):
             back[0], back[1] = back[1], back[0]
-        middle = d.one("Relu", [made.name]) if d.chance(0.5) and str(value.dtype) == "float32" else made
+        middle = (
+            d.one("Relu", [made.name]) if d.chance(0.5) and str(value.dtype) == "float32" else made
+        )
         return d.one("Transpose", [middle.name], perm=back)
     return made
 
@@ -182,7 +199,9 @@ def slices(d: Drawing, op_type: str) -> Value:
         return d.one("Slice", [value.name], starts=starts, ends=ends, axes=found)
     dtype = "int64"
     steps = [d.choice([1, 1, 1, 2, -1, -2]) for _ in found]
-    ends = [-(2**63) + 1 if s < 0 and d.chance(0.5) else e for s, e in zip(steps, ends, strict=True)]
+    ends = [
+        -(2**63) + 1 if s < 0 and d.chance(0.5) else e for s, e in zip(steps, ends, strict=True)
+    ]
     inputs = [value.name, d.ints(*starts, dtype=dtype), d.ints(*ends, dtype=dtype), d.ints(*found)]
     return d.one("Slice", [*inputs, d.ints(*steps)] if d.chance(0.7) else inputs)
 
@@ -240,7 +259,11 @@ def scatter_nd(d: Drawing, op_type: str) -> Value:
 
 def expand(d: Drawing, op_type: str) -> Value:
     value = d.tensor(MANY, range(0, 4))
-    target = [1 if d.chance(0.5) else size for size in value.shape] if value.is_fixed else [1] * value.rank
+    target = (
+        [1 if d.chance(0.5) else size for size in value.shape]
+        if value.is_fixed
+        else [1] * value.rank
+    )
     target = [d.integer(1, 4) if size == 1 and d.chance(0.5) else size for size in target]
     if d.chance(0.3):
         target = [d.integer(1, 3), *target]
@@ -312,11 +335,15 @@ def range_(d: Drawing, op_type: str) -> Value:
     end = d.scalar(limit, dtype)
     if dtype == "int64" and d.chance(0.5):
         end = d.one("Size", [d.tensor(ANY).name]).name
-    return d.one("Range", [d.scalar(start, dtype), end, d.scalar(abs(delta) if end else delta, dtype)])
+    return d.one(
+        "Range", [d.scalar(start, dtype), end, d.scalar(abs(delta) if end else delta, dtype)]
+    )
 
 
 def eye_like(d: Drawing, op_type: str) -> Value:
-    return d.one("EyeLike", [d.tensor(MANY, [2]).name], k=d.integer(-1, 2), dtype=d.choice([None, 1, 7]))
+    return d.one(
+        "EyeLike", [d.tensor(MANY, [2]).name], k=d.integer(-1, 2), dtype=d.choice([None, 1, 7])
+    )
 
 
 def compress(d: Drawing, op_type: str) -> Value:

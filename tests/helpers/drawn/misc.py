@@ -104,7 +104,9 @@ def foreign(d: Drawing, op_type: str) -> Value:
         return d.one("Normalizer", [value.name], domain="ai.onnx.ml", norm="L1")
     if kind == 2:
         return d.one("Binarizer", [value.name], domain="ai.onnx.ml", threshold=0.25)
-    return d.one("FusedMatMul", [value.name, value.name], domain="com.microsoft", transB=1, alpha=0.5)
+    return d.one(
+        "FusedMatMul", [value.name, value.name], domain="com.microsoft", transB=1, alpha=0.5
+    )
 
 
 def odd_types(d: Drawing, op_type: str) -> Value:

@@ -32,8 +32,10 @@ def image(d: Drawing, kinds: tuple[str, ...] = ("float32",), spatial: int = 2) -
     """A batch of channels that is large enough for windows."""
 
     def fits(value: Value) -> bool:
-        return all(min(a.shape[2:]) >= 3 for a in value.worlds) and value.shape[1] > 0 and (
-            len({a.shape[1:] for a in value.worlds}) == 1
+        return (
+            all(min(a.shape[2:]) >= 3 for a in value.worlds)
+            and value.shape[1] > 0
+            and (len({a.shape[1:] for a in value.worlds}) == 1)
         )
 
     if d.chance(0.75):
@@ -85,7 +87,9 @@ def conv(d: Drawing, op_type: str) -> Value:
 
 
 def batch_normalization(d: Drawing, op_type: str) -> list[Value]:
-    value = d.tensor(["float32"], range(2, 5), fits=lambda v: len({a.shape[1] for a in v.worlds}) == 1)
+    value = d.tensor(
+        ["float32"], range(2, 5), fits=lambda v: len({a.shape[1] for a in v.worlds}) == 1
+    )
     count = value.shape[1]
     parts = [weights(d, count) for _ in range(3)]
     spread = d.weight((np.abs(d.rng.normal(size=count)) + d.choice([0.0, 0.1])).astype(np.float32))
@@ -102,7 +106,9 @@ def pool(d: Drawing, op_type: str) -> Any:
     spatial = d.choice([1, 2, 2, 2, 3])
     value = image(d, ("float32",), spatial)
     if op_type.startswith("Global"):
-        return d.one(op_type, [value.name], p=d.integer(1, 3) if op_type == "GlobalLpPool" else None)
+        return d.one(
+            op_type, [value.name], p=d.integer(1, 3) if op_type == "GlobalLpPool" else None
+        )
     attributes = windows(d, spatial, dilations=False)
     attributes["kernel_shape"] = [d.integer(2, 4) for _ in range(spatial)]
     if op_type == "AveragePool":
@@ -154,7 +160,10 @@ def gemm(d: Drawing, op_type: str) -> Value:
 def einsum(d: Drawing, op_type: str) -> Value:
     value = d.tensor(["float32"], [2, 3], least=1, fits=lambda v: v.is_fixed)
     other = weights(d, value.shape[-1], 2)
-    text = {2: d.choice(["ij,jk->ik", "ij,jk->ki", "ij,jk"]), 3: d.choice(["bij,jk->bik", "...ij,jk->...ik"])}
+    text = {
+        2: d.choice(["ij,jk->ik", "ij,jk->ki", "ij,jk"]),
+        3: d.choice(["bij,jk->bik", "...ij,jk->...ik"]),
+    }
     return d.one("Einsum", [value.name, other.name], equation=str(text[value.rank]))
 
 
@@ -167,17 +176,28 @@ def normalization(d: Drawing, op_type: str) -> Value:
     if op_type in {"LayerNormalization", "RMSNormalization"}:
         value = d.tensor(["float32"], range(1, 4), least=2, fits=lambda v: v.is_fixed)
         axis = d.integer(-value.rank, value.rank)
-        parts = [weights(d, *value.shape[axis:]) for _ in range(1 if op_type[0] == "R" else d.integer(1, 3))]
+        parts = [
+            weights(d, *value.shape[axis:])
+            for _ in range(1 if op_type[0] == "R" else d.integer(1, 3))
+        ]
         return d.one(op_type, [value.name, *(p.name for p in parts)], axis=axis,
                      epsilon=d.choice([None, 1e-3]))  # fmt: skip
     value = image(d)
     channels = value.shape[1]
     if op_type == "LRN":
-        return d.one(op_type, [value.name], size=d.choice([1, 3]), alpha=d.choice([None, 0.01]), bias=d.choice([None, 2.0]))
+        return d.one(
+            op_type,
+            [value.name],
+            size=d.choice([1, 3]),
+            alpha=d.choice([None, 0.01]),
+            bias=d.choice([None, 2.0]),
+        )
     if op_type == "MeanVarianceNormalization":
         return d.one(op_type, [value.name], axes=d.choice([None, [0, 2, 3]]))
     groups = d.choice([1, channels])
-    parts = [weights(d, channels if op_type[0] == "I" or d.opset >= 21 else groups) for _ in range(2)]
+    parts = [
+        weights(d, channels if op_type[0] == "I" or d.opset >= 21 else groups) for _ in range(2)
+    ]
     attributes = {"num_groups": groups} if op_type == "GroupNormalization" else {}
     return d.one(op_type, [value.name, *(p.name for p in parts)], epsilon=1e-3, **attributes)
 
@@ -187,7 +207,11 @@ def recurrent(d: Drawing, op_type: str) -> list[Value]:
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op_type]
     both = d.integer(1, 3)
     hidden = 2
-    inputs = [value.name, weights(d, both, gates * hidden, 2).name, weights(d, both, gates * hidden, hidden).name]
+    inputs = [
+        value.name,
+        weights(d, both, gates * hidden, 2).name,
+        weights(d, both, gates * hidden, hidden).name,
+    ]
     if d.chance(0.5):
         inputs.append(weights(d, both, 2 * gates * hidden).name)
     elif value.is_fixed and d.chance(0.7):
@@ -195,7 +219,9 @@ def recurrent(d: Drawing, op_type: str) -> list[Value]:
         if op_type == "LSTM" and d.chance(0.5):
             inputs.append(inputs[-1])
     attributes: dict[str, Any] = {"hidden_size": hidden}
-    attributes["direction"] = "bidirectional" if both == 2 else str(d.choice(["forward", "reverse"]))
+    attributes["direction"] = (
+        "bidirectional" if both == 2 else str(d.choice(["forward", "reverse"]))
+    )
     if op_type == "GRU" and d.chance(0.5):
         attributes["linear_before_reset"] = 1
     return d.node(op_type, inputs, d.integer(1, 4 if op_type == "LSTM" else 3), **attributes)
@@ -247,7 +273,9 @@ def suppression(d: Drawing, op_type: str) -> Value:
 
 def deform_conv(d: Drawing, op_type: str) -> Value:
     value, offset = d.new("float32", (1, 1, 4, 4)), d.new("float32", (1, 8, 3, 3))
-    return d.one(op_type, [value.name, weights(d, 1, 1, 2, 2).name, offset.name], kernel_shape=[2, 2])
+    return d.one(
+        op_type, [value.name, weights(d, 1, 1, 2, 2).name, offset.name], kernel_shape=[2, 2]
+    )
 
 
 def col2im(d: Drawing, op_type: str) -> Value:
@@ -289,7 +317,9 @@ def quantize_dynamically(d: Drawing, op_type: str) -> Value:
 
 def whole_products(d: Drawing, op_type: str) -> Value:
     if op_type == "MatMulInteger":
-        value = d.tensor(["uint8"], [2, 3], fits=lambda v: len({a.shape[-1] for a in v.worlds}) == 1)
+        value = d.tensor(
+            ["uint8"], [2, 3], least=1, fits=lambda v: len({a.shape[-1] for a in v.worlds}) == 1
+        )
         weight = d.weight(d.rng.integers(-9, 9, (value.shape[-1], 3)).astype(np.int8))
         zeros = [d.scalar(d.integer(0, 3), "uint8")] if d.chance(0.5) else []
         return d.one(op_type, [value.name, weight.name, *zeros])
