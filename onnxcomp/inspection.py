@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxcomp.analysis.cost import NodeCost
+    from onnxcomp.ir.model import Source
+    from onnxcomp.model_diff import ModelDiff
     from onnxcomp.passbase import Progress
     from onnxcomp.signature import Signature
 
@@ -140,13 +142,29 @@ def inspect_model(
     foreign = Counter(node.domain for node in model.nodes() if node.domain not in STANDARD_DOMAINS)
     return Inspection(
         signature=model.signature(),
-        header=_header(model),
+        header=header_of(model),
         operators=_operators(sized),
         weights=_weights(model, sparsity=sparsity, progress=progress),
         scopes=tuple((graph.name or "", sum(1 for _ in graph)) for graph in model.graphs()),
         foreign=dict(sorted(foreign.items())),
         assumed=assumed,
     )
+
+
+def diff_models(before: Source, after: Source, *, progress: Progress = QUIET) -> ModelDiff:
+    """Compares two models without running them, see `onnxcomp.model_diff`.
+
+    Args:
+        before: A model, or where it is.
+        after: Another one.
+        progress: Progress bars.
+
+    Raises:
+        UserError: If one of them cannot be read.
+    """
+    from onnxcomp import model_diff
+
+    return model_diff.diff_models(before, after, progress=progress)
 
 
 def fused_by(path: Path, provider: str) -> Fused:
@@ -175,7 +193,8 @@ def _name(domain: str, op_type: str) -> str:
     return op_type if domain in STANDARD_DOMAINS else f"{domain}.{op_type}"
 
 
-def _header(model: Model) -> dict[str, Any]:
+def header_of(model: Model) -> dict[str, Any]:
+    """Returns versions, operator sets, producer and the like."""
     core = model.core
     return {
         "graph": core.graph.name or "",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from onnxcomp.cli.command import Command
-from onnxcomp.cli.options import model_argument
+from onnxcomp.cli.options import MODEL
 from onnxcomp.cli.output import emit_tables, progress
 from onnxcomp.cli.settings import everywhere, settings
 
@@ -37,7 +37,8 @@ def sizes(texts: tuple[str, ...]) -> dict[str, int]:
 
 
 @click.command(cls=Command)
-@model_argument
+@click.argument("models", type=MODEL, nargs=-1, required=True, metavar="MODEL [OTHER]")
+@click.option("--diff", is_flag=True, help="Show what changed from MODEL to OTHER instead.")
 @click.option(
     "--dim",
     "dims",
@@ -62,13 +63,34 @@ def sizes(texts: tuple[str, ...]) -> dict[str, int]:
 )
 @everywhere
 def inspect(
-    *, model: Path, dims: tuple[str, ...], providers: tuple[str, ...], fusions: bool, sparsity: bool
+    *,
+    models: tuple[Path, ...],
+    diff: bool,
+    dims: tuple[str, ...],
+    providers: tuple[str, ...],
+    fusions: bool,
+    sparsity: bool,
 ) -> None:
     """Shows what MODEL is made of.
 
     Interface, operator sets, size and arithmetic by operator, weights by type, share of zeros, nodes
-    by scope, foreign operators, and what execution providers fuse.
+    by scope, foreign operators, and what execution providers fuse. With --diff, what changed between
+    two models: operators, weights by name and contents, interface, versions, texts, functions.
     """
+    if len(models) != (2 if diff else 1):
+        wanted_models = "two models to compare" if diff else "one model; --diff compares two"
+        raise click.UsageError(f"give {wanted_models}", click.get_current_context())
+    if diff:
+        if dims:
+            raise click.UsageError(
+                "--diff compares what is in the files: it takes no --dim",
+                click.get_current_context(),
+            )
+        from onnxcomp.cli.inspect_diff import show
+
+        show(*models)
+        return
+    (model,) = models
     wanted = sizes(dims)
     from onnxcomp.inspection import fused_by, inspect_model
     from onnxcomp.ir import Model
