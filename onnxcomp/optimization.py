@@ -32,7 +32,7 @@ SIMPLIFY = (
     "eliminate-dead,"
     "fixpoint(eliminate-identity,fold-constants,inline-branches,share-common,push-transposes,"
     "fuse-activations,"
-    "fuse-gates,fuse-softmax,fuse-layernorm,fuse-batchnorm,fuse-affine,fuse-bias,merge-arithmetic,fuse-pad,eliminate-dead)"
+    "fuse-gates,fuse-softmax,fuse-shuffle,fuse-layernorm,fuse-batchnorm,fuse-affine,fuse-bias,merge-arithmetic,fuse-pad,eliminate-dead)"
 )
 
 
