@@ -41,12 +41,11 @@ def write(model: Model, file: OutputFile) -> None:
 
 def _write(model: Model, file: OutputFile) -> None:
     large = _large(model)
-    with storage.swapped(
-        {
-            value: storage.reference(tensor, value.name or "", _PLACE, 0)
-            for value, tensor in large.items()
-        }
-    ):
+    replaced: dict[ir.Value, ir.TensorProtocol] = {
+        value: storage.reference(tensor, value.name or "", _PLACE, 0)
+        for value, tensor in large.items()
+    }
+    with storage.swapped(replaced | _read(model, large)):
         proto = model.to_proto()
     by_name = {value.name: tensor for value, tensor in large.items()}
     streamed = [
@@ -79,6 +78,17 @@ def _large(model: Model) -> dict[ir.Value, ir.TensorProtocol]:
         if (tensor := value.const_value) is not None
         and tensor.nbytes >= STREAMED_BYTES
         and tensor.dtype != ir.DataType.STRING
+    }
+
+
+def _read(
+    model: Model, others: dict[ir.Value, ir.TensorProtocol]
+) -> dict[ir.Value, ir.TensorProtocol]:
+    """The remaining weights that lie in other files, read: nothing may refer to these files."""
+    return {
+        value: ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+        for value in model.initializers()
+        if value not in others and isinstance(tensor := value.const_value, ir.ExternalTensor)
     }
 
 
