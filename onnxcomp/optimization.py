@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 # their constants are folded into neighbours; dead code goes last in a round.
 SIMPLIFY = (
     "eliminate-dead,"
-    "fixpoint(eliminate-identity,fold-constants,inline-branches,share-common,push-transposes,"
+    "fixpoint(eliminate-identity,fold-constants,inline-branches,share-common,"
+    "merge-branches,simplify-loops,hoist-invariants,push-transposes,"
     "fuse-activations,"
     "fuse-gates,fuse-softmax,fuse-shuffle,fuse-layernorm,fuse-batchnorm,fuse-affine,fuse-bias,merge-arithmetic,fuse-pad,eliminate-dead)"
 )

@@ -235,3 +235,18 @@ def test_strings_are_compared_too() -> None:
             }
         """,
     )
+
+
+def test_a_constant_that_a_body_gives_stays_one() -> None:
+    assert_unchanged(
+        SHARE,
+        """
+            g (float[2] x, bool c) => (float[2] y, float[2] z) {
+              k = Constant <value = float[2] {1, 2}> ()
+              y = Add (x, k)
+              z = If (c) <
+                then_branch = t () => (float[2] p) { p = Constant <value = float[2] {1, 2}> () },
+                else_branch = e () => (float[2] q) { q = Neg (x) }>
+            }
+        """,
+    )

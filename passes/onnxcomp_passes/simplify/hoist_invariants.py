@@ -10,6 +10,7 @@ from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.ir.bodies import lift_initializer, move_before, reads
 from onnxcomp.ir.ops import attribute, is_op, is_pure, standard_op
 from onnxcomp.passbase import Pass
+from onnxcomp_passes.simplify.control.carriers import Carriers
 from onnxcomp_passes.simplify.control.loops import Cycle, cycle_of
 from onnxcomp_passes.simplify.control.speculation import cannot_fail
 from onnxcomp_passes.simplify.scopes import scope_versions
@@ -33,13 +34,13 @@ class HoistInvariants(Pass):
 
     name: ClassVar[str] = "hoist-invariants"
     lossless: ClassVar[bool] = True
-    preserves: ClassVar[frozenset[type[object]]] = frozenset({Shapes})
+    preserves: ClassVar[frozenset[type[object]]] = frozenset({Shapes, Carriers})
 
     @override
     def run(self, ctx: Context) -> None:
-        nodes = [node for node in ctx.model.nodes() if is_op(node, "Loop", "Scan")]
-        if not nodes:
+        if ctx.facts.get(Carriers()).isdisjoint({"Loop", "Scan"}):
             return
+        nodes = [node for node in ctx.model.nodes() if is_op(node, "Loop", "Scan")]
         versions = scope_versions(ctx.model)
         for node in reversed(nodes):
             graph = node.graph

@@ -15,6 +15,7 @@ from onnxcomp.ir.envelope import SPARSE_INITIALIZERS
 from onnxcomp.ir.ops import array, attribute, is_op, subgraphs
 from onnxcomp.ir.regions import inline_body
 from onnxcomp.passbase import Pass
+from onnxcomp_passes.simplify.control.carriers import Carriers
 from onnxcomp_passes.simplify.control.conditions import Known
 from onnxcomp_passes.simplify.control.ranks import Ranks
 
@@ -46,7 +47,7 @@ class InlineBranches(Pass):
 
     @override
     def run(self, ctx: Context) -> None:
-        if not any(is_op(node, "If") for node in ctx.model.nodes()):
+        if "If" not in ctx.facts.get(Carriers()):
             return
         mark = ctx.edit.mark()
         _inline_all(ctx)

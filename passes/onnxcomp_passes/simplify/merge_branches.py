@@ -20,6 +20,7 @@ from onnxcomp.ir.bodies import (
 from onnxcomp.ir.envelope import SPARSE_INITIALIZERS
 from onnxcomp.ir.ops import attribute, is_op, subgraphs
 from onnxcomp.passbase import Pass
+from onnxcomp_passes.simplify.control.carriers import Carriers
 from onnxcomp_passes.simplify.control.common import common_nodes, equal_results
 
 if TYPE_CHECKING:
@@ -48,9 +49,15 @@ class MergeBranches(Pass):
 
     @override
     def run(self, ctx: Context) -> None:
-        for graph in reversed(list(ctx.model.graphs())):
-            if graph.outputs:
-                _simplify(graph, ctx.edit)
+        if "If" not in ctx.facts.get(Carriers()):
+            return
+        while True:
+            mark = ctx.edit.mark()
+            for graph in reversed(list(ctx.model.graphs())):
+                if graph.outputs:
+                    _simplify(graph, ctx.edit)
+            if ctx.edit.mark() == mark:
+                break
 
 
 def _simplify(graph: ir.Graph, edit: Edit) -> None:

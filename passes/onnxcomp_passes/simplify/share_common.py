@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from onnxcomp.ir import Edit, ir
     from onnxcomp.passbase import Context
 
+# An Identity that keeps the name of an output would take their place.
+_CHEAP = frozenset({"Identity", "Constant"})
 _ANNOTATION = "quant_parameter_tensor_names"
 
 
@@ -96,7 +98,7 @@ def _share_nodes(graph: ir.Graph, outer: ChainMap[Hashable, ir.Node], edit: Edit
 
 def _may_stand_for(first: ir.Node, node: ir.Node) -> bool:
     """Whether types are equal and merging really removes a node."""
-    if node.op_type == "Identity" and any(value.is_graph_output() for value in node.outputs):
+    if node.op_type in _CHEAP and any(value.is_graph_output() for value in node.outputs):
         return False
     return all(
         bool(a.name) == bool(b.name) and _same_type(a, b) and _ANNOTATION not in b.meta

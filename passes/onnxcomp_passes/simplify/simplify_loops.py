@@ -13,6 +13,7 @@ from onnxcomp.ir.bodies import bind_input
 from onnxcomp.ir.ops import is_op, standard_op
 from onnxcomp.ir.regions import dissolve
 from onnxcomp.passbase import Pass
+from onnxcomp_passes.simplify.control.carriers import Carriers
 from onnxcomp_passes.simplify.control.loops import (
     Cycle,
     cycle_of,
@@ -50,23 +51,27 @@ class SimplifyLoops(Pass):
 
     @override
     def run(self, ctx: Context) -> None:
-        nodes = [node for node in ctx.model.nodes() if is_op(node, "Loop", "Scan")]
-        if not nodes:
+        if ctx.facts.get(Carriers()).isdisjoint({"Loop", "Scan"}):
             return
-        versions = scope_versions(ctx.model)
-        # Inner ones first: what they do not carry any more is nothing that outer ones have to.
-        for node in reversed(nodes):
-            graph = node.graph
-            version = versions.get(graph, 0) if graph is not None else 0
-            cycle = cycle_of(node, version)
-            if graph is None or cycle is None or len(_initials(cycle)) < cycle.states:
-                continue
-            if _resolve(cycle, ctx, version):
-                continue
-            _bind_condition(cycle, ctx.edit)
-            cycle = _release_constant_states(cycle, ctx.edit)
-            _share_collected(cycle, ctx.edit)
-            _drop_unused(cycle, ctx.edit)
+        while nodes := [node for node in ctx.model.nodes() if is_op(node, "Loop", "Scan")]:
+            mark = ctx.edit.mark()
+            versions = scope_versions(ctx.model)
+            # Inner ones first: what they do not carry any more is nothing that outer ones have to.
+            for node in reversed(nodes):
+                if node.graph is not None:
+                    _simplify(node, ctx, versions.get(node.graph, 0))
+            if ctx.edit.mark() == mark:
+                break
+
+
+def _simplify(node: ir.Node, ctx: Context, version: int) -> None:
+    cycle = cycle_of(node, version)
+    if cycle is None or len(_initials(cycle)) < cycle.states or _resolve(cycle, ctx, version):
+        return
+    _bind_condition(cycle, ctx.edit)
+    cycle = _release_constant_states(cycle, ctx.edit)
+    _share_collected(cycle, ctx.edit)
+    _drop_unused(cycle, ctx.edit)
 
 
 # -- loops that run never or once ------------------------------------------------------------------
