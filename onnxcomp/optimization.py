@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxcomp import recipe
+from onnxcomp.errors import UserError
 from onnxcomp.ir import Model
 from onnxcomp.ir.lineage import same_lineage
 from onnxcomp.passbase import QUIET
@@ -131,8 +132,16 @@ def optimize(  # noqa: PLR0913 - each is something that a user may want to say
     if equivalence.difference(result.model):
         watched = dataclasses.replace(pipeline, instruments=(equivalence,))
         result = watched.run(original, **options)
+        _refuse_conversion(result, opset)
     notes = (equivalence.note,) if equivalence.note else ()
     return dataclasses.replace(result, notes=(*result.notes, *notes))
+
+
+def _refuse_conversion(result: Result, opset: int | None) -> None:
+    """Raises an error when the model was not to be had in the opset that was asked for."""
+    for outcome in result.outcomes if opset is not None else ():
+        if outcome.rolled_back and outcome.step.startswith("convert-opset"):
+            raise UserError(f"cannot convert to opset {opset}: {outcome.rolled_back}")
 
 
 def pin_shapes(source: Source, shapes: InputShapes = (), batch: int | None = None) -> Result:

@@ -63,6 +63,20 @@ def runtime_version() -> str:
     return str(ort.__version__)
 
 
+@functools.cache
+def newest_opset() -> int:
+    """Returns the newest opset that the runtime takes, found by trying."""
+    for version in range(onnx.defs.onnx_opset_version(), 0, -1):
+        text = f'<ir_version: 8, opset_import: ["": {version}]> g (bool x) => (bool y) {{ y = Not (x) }}'
+        model = onnx.parser.parse_model(text)
+        try:
+            Session.open(model).close()
+        except UserError:
+            continue
+        return version
+    return 1
+
+
 def available_providers() -> tuple[str, ...]:
     """Returns the short names of the execution providers in this build, the fastest first."""
     return tuple(short_name(name) for name in ort.get_available_providers())

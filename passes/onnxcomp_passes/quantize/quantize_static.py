@@ -114,10 +114,15 @@ class QuantizeStatic(Pass):
 
     @override
     def run(self, ctx: Context) -> None:
-        if self._is_hopeless(ctx):
+        if self._is_quantized(ctx):
             return
+        ranks = find_ranks(ctx.model, ctx.facts.get(Shapes()), self._feeds(ctx))
+        if reason := obstacle(ctx.model, ctx.edit, ranks):
+            ctx.skip("QNT102", None, reason, hint="export the model with opset 13 or later")
+            return
+        self._note_bodies(ctx)
         mark = ctx.edit.mark()
-        raise_to_13(ctx.model, ctx.edit)
+        raise_to_13(ctx.model, ctx.edit, ranks)
         if self.prepare:
             FusePointwise().run(ctx)
             batchnorm_to_conv(ctx)
@@ -135,19 +140,19 @@ class QuantizeStatic(Pass):
         bench.apply(bench.plan(keys), methods)
         ctx.edit.count("nodes in int8", len(keys))
 
-    def _is_hopeless(self, ctx: Context) -> bool:
+    @staticmethod
+    def _is_quantized(ctx: Context) -> bool:
         for node in ctx.model.nodes():
             if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear"):
                 ctx.skip("QNT101", node, "the model is quantized already and was left as it is")
                 return True
-        ranks = find_ranks(ctx.model, ctx.facts.get(Shapes()), self._feeds(ctx))
-        if reason := obstacle(ctx.model, ranks):
-            ctx.skip("QNT102", None, reason, hint="export the model with opset 13 or later")
-            return True
+        return False
+
+    @staticmethod
+    def _note_bodies(ctx: Context) -> None:
         inner = sum(1 for node in ctx.model.graph for body in subgraphs(node) for _ in body)
         if inner:
             ctx.skip("QNT108", None, f"{inner} nodes in bodies of If, Loop or Scan stay float")
-        return False
 
     def _bench(self, ctx: Context) -> Bench:
         model, target = ctx.model, ctx.target
