@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from typing_extensions import override
 
+from onnxcomp.diagnostics import Location
 from onnxcomp.ir.ops import standard_op
 from onnxcomp.passbase import Pass
 
@@ -128,6 +129,21 @@ class RulePass(Pass):
             if match.near:
                 near.setdefault(node, match)
         return False
+
+
+def read_beside(value: ir.Value, node: ir.Node) -> str:
+    """Returns who needs a value beside a node, for a near-miss; empty if nobody does.
+
+    Returns:
+        `is also read by Add "sum"`, or that it is an output of the graph.
+    """
+    if value.is_graph_output():
+        return "is also an output of the graph"
+    others = [usage.node for usage in value.uses() if usage.node is not node]
+    if not others:
+        return ""
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    return f"is also read by {Location.of(others[0])}{more}"
 
 
 def _around(touched: list[ir.Node], hubs: dict[ir.Node, None]) -> Iterator[ir.Node]:

@@ -127,3 +127,36 @@ def test_a_bias_behind_a_matmul_must_be_one() -> None:
         assert_unchanged(FuseAffine(), text.replace("(float[P, 4] y)", "(float[P, Q, 4] y)"))
     both = matrix("t = MatMul (x, w) u = Add (t, t) y = Mul (u, s)", ", float[4] s")
     assert_unchanged(FuseAffine(), both)
+
+
+def test_a_result_that_others_read_too_is_told() -> None:
+    behind = """
+        g (float[1, 3, 8, 8] x) => (float[1, 4, 6, 6] y, float[1, 4, 6, 6] z)
+        <float[4, 3, 3, 3] w, float[4, 1, 1] s> {
+          [conv] c = Conv (x, w)
+          [scale] y = Mul (c, s)
+          [other] z = Neg (c)
+        }
+    """
+    outcome = assert_refuses(FuseAffine(), behind, code="FAF101", at="scale")
+    assert outcome.diagnostics[0].message == 'Conv "conv" before it is also read by Neg "other"'
+    before = """
+        g (float[1, 3, 8, 8] x) => (float[1, 4, 6, 6] y, float[1, 3, 8, 8] c)
+        <float[4, 3, 3, 3] w, float[3, 1, 1] s> {
+          [scale] c = Mul (x, s)
+          [conv] y = Conv (c, w)
+        }
+    """
+    outcome = assert_refuses(FuseAffine(), before, code="FAF101", at="conv")
+    assert outcome.diagnostics[0].message == 'Mul "scale" before it is also an output of the graph'
+
+
+def test_a_sum_of_two_branches_is_no_near_miss() -> None:
+    graph = """
+        g (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] y) <float[4, 4, 1, 1] w> {
+          c = Conv (x, w)
+          d = Mul (c, x)
+          y = Mul (d, c)
+        }
+    """
+    assert not assert_unchanged(FuseAffine(), graph).diagnostics

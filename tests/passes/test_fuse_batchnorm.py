@@ -250,3 +250,30 @@ def test_large_weights_with_other_readers_stay_behind_too(monkeypatch: pytest.Mo
         <float[3, 4, 3, 3] w, {PARAMETERS}> {{
         t = {NORM} (x, g, b, m, v) y = Conv (t, w) z = Conv (x, w) }}"""
     assert_refuses(FuseBatchnorm(), text, code="FBN101")
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        (
+            "[conv] c = Conv (x, w)  [other] z = Neg (c)",
+            'Conv "conv" before it is also read by Neg "other"',
+        ),
+        (
+            "[conv] c = Conv (x, v)  z = Neg (x)",
+            'the weight of Conv "conv" before it is not constant',
+        ),
+        ("d = Conv (x, w)  [act] c = Relu (d)  z = Neg (x)", 'Relu "act" stands between it and'),
+        ("c = Identity (x)  z = Neg (x)", 'Identity "c" stands between it and'),
+    ],
+)
+def test_what_is_in_the_way_is_told(before: str, said: str) -> None:
+    graph = f"""
+        g (float[1, 4, 8, 8] x, float[4, 4, 3, 3] v) => (float[N, 4, H, W] y, float[N, 4, H, W] z)
+        <float[4, 4, 3, 3] w, float[4] s, float[4] b, float[4] m, float[4] r = {{1, 1, 1, 1}}> {{
+          {before}
+          [norm] y = BatchNormalization (c, s, b, m, r)
+        }}
+    """
+    outcome = assert_refuses(FuseBatchnorm(), graph, code="FBN101", at="norm")
+    assert outcome.diagnostics[0].message.startswith(said)

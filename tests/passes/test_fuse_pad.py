@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from onnxcomp_passes.simplify.fuse_pad import FusePad
-from tests.helpers.check import assert_holds, assert_rewrites, assert_unchanged
+from tests.helpers.check import (
+    assert_holds,
+    assert_refuses,
+    assert_rewrites,
+    assert_unchanged,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -210,3 +215,16 @@ def test_a_convolution_that_pads_as_quickly_takes_the_zeros(
 
 def operators(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
+
+
+def test_a_pad_that_others_read_too_is_told() -> None:
+    graph = """
+        g (float[1, 3, 8, 8] x) => (float[1, 4, 8, 8] y, float[1, 3, 10, 10] z)
+        <float[4, 3, 3, 3] w, int64[8] pads = {0, 0, 1, 1, 0, 0, 1, 1}> {
+          [pad] p = Pad (x, pads)
+          [conv] y = Conv (p, w)
+          [other] z = Neg (p)
+        }
+    """
+    outcome = assert_refuses(FusePad(), graph, code="FPD101", at="conv")
+    assert outcome.diagnostics[0].message == 'Pad "pad" before it is also read by Neg "other"'

@@ -15,7 +15,7 @@ from onnxcomp_passes.simplify.support.affine import (
     normalization,
 )
 from onnxcomp_passes.simplify.support.base import LocalPass, shapes_of
-from onnxcomp_passes.simplify.support.linear import linear_before
+from onnxcomp_passes.simplify.support.linear import linear_before, why_not_before
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,9 +35,8 @@ class NormalizeBehind(FuseBehind):
         """Finds the linear operator and computes what it becomes."""
         linear = linear_before(node.inputs[0], node, shapes_of(facts))
         if linear is None or linear.axis != 1:
-            return Miss(
-                "no linear operator with a constant weight before it is read by it alone", near=True
-            )
+            why = why_not_before(node.inputs[0], node, shapes_of(facts))
+            return Miss(why or "its channels are not what the operator before makes", near=True)
         affine = normalization(node)
         if isinstance(affine, str):
             return Miss(affine, near=True)

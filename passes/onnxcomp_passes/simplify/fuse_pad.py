@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from typing_extensions import override
 
+from onnxcomp.diagnostics import Location
 from onnxcomp.ir.ops import (
     array,
     attribute,
@@ -18,7 +19,7 @@ from onnxcomp.ir.ops import (
     producer_of,
 )
 from onnxcomp.ir.ops import single_use as only_reader
-from onnxcomp.rules import NOTHING, Match, Miss, Rule
+from onnxcomp.rules import NOTHING, Match, Miss, Rule, read_beside
 from onnxcomp_passes.simplify.support.base import LocalPass, rewire, shapes_of
 from onnxcomp_passes.simplify.support.dims import list_of, normalized
 
@@ -52,10 +53,20 @@ class Padding:
     value: float
 
 
-def padding_before(node: ir.Node, facts: Facts) -> Padding | None:
+def padding_before(node: ir.Node, facts: Facts) -> Padding | Miss:
     """Returns the Pad that only `node` reads, if it adds a constant around spatial axes."""
+    padding = _any_padding_before(node, facts)
+    if padding is None:
+        return NOTHING
+    if only_reader(padding.node.outputs[0]) is node:
+        return padding
+    beside = read_beside(padding.node.outputs[0], node)
+    return Miss(f"{Location.of(padding.node)} before it {beside}", near=bool(beside))
+
+
+def _any_padding_before(node: ir.Node, facts: Facts) -> Padding | None:
     pad = producer_of(node.inputs[0], "Pad")
-    if pad is None or only_reader(pad.outputs[0]) is not node:
+    if pad is None:
         return None
     if has_reference_attribute(pad) or has_reference_attribute(node):
         return None
@@ -103,8 +114,8 @@ class PadIntoConv:
     def match(self, node: ir.Node, facts: Facts) -> Match[tuple[Padding, list[int]]] | Miss:
         """Finds the Pad and the padding of both together."""
         padding = padding_before(node, facts)
-        if padding is None or padding.value != 0:
-            return NOTHING
+        if isinstance(padding, Miss) or padding.value != 0:
+            return padding if isinstance(padding, Miss) else NOTHING
         pads = _total(node, padding)
         if pads is None:
             return NOTHING
@@ -172,8 +183,8 @@ class PadIntoPool:
     def match(self, node: ir.Node, facts: Facts) -> Match[tuple[Padding, list[int]]] | Miss:
         """Finds the Pad and the padding of both together."""
         padding = padding_before(node, facts)
-        if padding is None or len(node.outputs) > 1:
-            return NOTHING
+        if isinstance(padding, Miss) or len(node.outputs) > 1:
+            return padding if isinstance(padding, Miss) else NOTHING
         if attribute(node, "ceil_mode", 0) or set(attribute(node, "dilations") or (1,)) != {1}:
             return NOTHING
         pads, kernel = _total(node, padding), list(attribute(node, "kernel_shape"))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxcomp.diagnostics import Location
 from onnxcomp.ir.ops import (
     array,
     attribute,
@@ -16,7 +17,7 @@ from onnxcomp.ir.ops import (
     is_training,
 )
 from onnxcomp.ir.ops import single_use as only_reader
-from onnxcomp.rules import NOTHING, Match, Miss
+from onnxcomp.rules import NOTHING, Match, Miss, read_beside
 from onnxcomp_passes.simplify.support.base import bypass, rewire, shapes_of
 from onnxcomp_passes.simplify.support.dims import only_axis
 from onnxcomp_passes.simplify.support.linear import (
@@ -25,6 +26,7 @@ from onnxcomp_passes.simplify.support.linear import (
     Linear,
     linear_before,
     linear_of,
+    shared_linear,
     store,
     store_bias,
 )
@@ -195,6 +197,8 @@ class FuseBehind:
         shapes = shapes_of(facts)
         for source in node.inputs:
             linear = linear_before(source, node, shapes)
+            if linear is None and (miss := self._shared(source, node, shapes)):
+                return miss
             if linear is None or linear.rank is None or linear.axis is None:
                 continue
             affine = arithmetic(node, linear.rank, linear.axis, linear.outputs)
@@ -203,6 +207,18 @@ class FuseBehind:
             fused = fused_behind(linear, affine)
             return Miss(fused, near=bool(fused)) if isinstance(fused, str) else Match(node, fused)
         return NOTHING
+
+    @staticmethod
+    def _shared(source: ir.Value | None, node: ir.Node, shapes: ShapeMap) -> Miss | None:
+        """Says so when all would fit, but the linear operator is not read by the arithmetic alone."""
+        linear = shared_linear(source, shapes)
+        if source is None or linear is None or linear.rank is None or linear.axis is None:
+            return None
+        beside = read_beside(source, node)
+        affine = arithmetic(node, linear.rank, linear.axis, linear.outputs) if beside else None
+        if affine is None or affine.source is not source or completes_a_formula(node):
+            return None
+        return Miss(f"{Location.of(linear.node)} before it {beside}", near=True)
 
     def apply(self, match: Match[Fused], edit: Edit) -> None:
         """Writes weight and bias, and lets readers read the linear operator."""
@@ -226,13 +242,16 @@ class FuseBefore:
         if before is None or before.op_type not in self.operators or before.domain != node.domain:
             return NOTHING
         linear = linear_of(node, shapes)
-        if linear is None or value is None or only_reader(value) is not node:
+        if linear is None or value is None:
             return NOTHING
         if attribute(node, "transA", 0) != 0 or completes_a_formula(before):
             return NOTHING
         affine = affine_before(before, linear, shapes)
         if not isinstance(affine, Affine):
             return Miss(affine, near=bool(affine))
+        if only_reader(value) is not node:
+            beside = read_beside(value, node)
+            return Miss(f"{Location.of(before)} before it {beside}", near=bool(beside))
         fused = fused_before(linear, affine)
         return Miss(fused, near=bool(fused)) if isinstance(fused, str) else Match(node, fused)
 

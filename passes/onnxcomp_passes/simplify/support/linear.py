@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxcomp.diagnostics import Location
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import (
     array,
@@ -22,6 +23,7 @@ from onnxcomp.ir.ops import (
     standard_op,
 )
 from onnxcomp.ir.ops import single_use as only_reader
+from onnxcomp.rules import read_beside
 from onnxcomp_passes.simplify.support.base import sweep
 from onnxcomp_passes.simplify.support.dims import only_axis
 
@@ -202,6 +204,26 @@ def linear_before(value: ir.Value | None, node: ir.Node, shapes: ShapeMap) -> Li
             )
             return found if found.bias() is not None else None
     return None
+
+
+def why_not_before(value: ir.Value | None, node: ir.Node, shapes: ShapeMap) -> str:
+    """Returns why `linear_before` finds nothing, as a sentence part for a near-miss."""
+    maker = None if value is None else value.producer()
+    if maker is None or value is None:
+        return "no Conv, Gemm or MatMul stands before it"
+    where = Location.of(maker)
+    if standard_op(maker) not in LINEAR:
+        return f"{where} stands between it and what could take it in"
+    if maker.graph is not node.graph:
+        return f"{where} before it is in another graph"
+    if beside := read_beside(value, node):
+        return f"{where} before it {beside}"
+    return "" if linear_of(maker, shapes) else f"the weight of {where} before it is not constant"
+
+
+def shared_linear(value: ir.Value | None, shapes: ShapeMap) -> Linear | None:
+    """Returns the linear operator that makes a value, whoever else reads it."""
+    return linear_of(producer_of(value, *LINEAR), shapes)
 
 
 def store(edit: Edit, node: ir.Node, index: int, contents: Array, wish: str) -> None:
