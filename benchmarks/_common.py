@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -137,6 +138,7 @@ class Child:
     timed_out: bool = False
     peak_anonymous: int = 0
     peak_resident: int = 0
+    cpu_seconds: float = 0.0
 
     @property
     def reason(self) -> str:
@@ -215,6 +217,7 @@ def run_child(
 
     Times are only comparable between runs with the same `watch`.
     """
+    used = _cpu_of_children()
     started = time.perf_counter()
     with subprocess.Popen(
         [str(part) for part in command],
@@ -248,7 +251,14 @@ def run_child(
         timed_out,
         watcher.anonymous,
         watcher.resident,
+        _cpu_of_children() - used,
     )
+
+
+def _cpu_of_children() -> float:
+    """Processor seconds of all processes that ended, and those that they waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def interleave(

@@ -26,7 +26,7 @@ def read_feeds(path: Path) -> list[Feeds]:
             samples.setdefault(int(index), {})[name] = value
         return [samples[index] for index in sorted(samples)]
     count = len(next(iter(data.values())))
-    return [{name: values[i] for name, values in data.items()} for i in range(count)]
+    return [{name: np.asarray(values[i]) for name, values in data.items()} for i in range(count)]
 
 
 @dataclass(frozen=True)
