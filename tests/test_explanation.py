@@ -143,3 +143,23 @@ def test_optimize_explains_in_text_and_as_data() -> None:
     assert rows["fuse-batchnorm"]["rewrites"][0]["changes"][0]["after"] == [
         {"kind": "Conv", "name": "first"}
     ]
+
+
+def test_reasons_that_differ_in_names_only_are_told_once() -> None:
+    norm = "BatchNormalization ({}, s, b, m, r)"
+    graph = f"""
+        g (float[2, 4, 3, 3] x) => (float[2, 4, 3, 3] y, float[2, 4, 3, 3] u)
+        <float[4] s, float[4] b, float[4] m, float[4] r = {{1, 1, 1, 1}}> {{
+          [one] p = Relu (x)
+          [two] q = Abs (x)
+          [three] t = Abs (q)
+          [a] y = {norm.format("p")}
+          [b] u = {norm.format("t")}
+          [c] v = {norm.format("q")}
+        }}
+    """
+    found = explained(graph, "fuse-batchnorm")
+    assert len(found.near_misses) == 3
+    said = str(found)
+    assert said.count("FBN101") == 2
+    assert "likewise at 1 more" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from onnxcomp.report import units
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 # Unless everything is asked for: places of one rewrite, forms of one pass, near-misses.
 SHOWN_PLACES, SHOWN_REWRITES, SHOWN_MISSES = 3, 8, 8
+_QUOTED = re.compile(r'"[^"]*"')
 # Operators on one side of an arrow; more than that are counted.
 SHOWN_OPERATORS = 8
 
@@ -108,21 +110,24 @@ def _some(texts: Sequence[str], count: int, *, verbose: bool = False, separator:
 
 def near_lines(explanation: Explanation, *, verbose: bool = False) -> list[str]:
     """Returns what was left out at the end, and why, the most worthwhile first."""
-    misses = explanation.near_misses
-    shown = misses if verbose else misses[:SHOWN_MISSES]
-    found = []
-    for miss in shown:
-        found += _near_line(miss, verbose=verbose)
-    if len(shown) < len(misses):
-        rest = sum(len(miss.where) for miss in misses[len(shown) :])
+    groups: dict[object, list[NearMiss]] = {}
+    for miss in explanation.near_misses:
+        # Reasons that differ in names only are one, unless everything is asked for.
+        key = miss if verbose else (miss.code, _QUOTED.sub("", miss.why), miss.hint)
+        groups.setdefault(key, []).append(miss)
+    alike = list(groups.values())
+    shown = alike if verbose else alike[:SHOWN_MISSES]
+    found = [line for group in shown for line in _near_lines(group, verbose=verbose)]
+    if len(shown) < len(alike):
+        rest = sum(len(miss.where) for group in alike[len(shown) :] for miss in group)
         found.append(f"... and {rest} more (--verbose shows all)")
     return ["What was nearly done:", *(f"  {line}" for line in found)] if found else []
 
 
-def _near_line(miss: NearMiss, *, verbose: bool) -> list[str]:
-    places = [str(place) for place in miss.where]
-    where = _some(places, SHOWN_PLACES, verbose=verbose)
-    found = [f"{miss.code} {where}: {miss.why}"]
-    if miss.hint:
-        found.append(f"    {miss.hint}")
-    return found
+def _near_lines(alike: Sequence[NearMiss], *, verbose: bool) -> list[str]:
+    first = alike[0]
+    where = _some([str(place) for place in first.where], SHOWN_PLACES, verbose=verbose)
+    found = [f"{first.code} {where}: {first.why}"]
+    if len(alike) > 1:
+        found.append(f"    likewise at {sum(len(miss.where) for miss in alike[1:])} more")
+    return [*found, *([f"    {first.hint}"] if first.hint else [])]
