@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxcomp.ir.scopes import proto_graphs
 from onnxcomp_passes.simplify.share_common import ShareCommon
 from tests.helpers.check import assert_rewrites, assert_unchanged
 from tests.helpers.text import model
@@ -250,3 +251,45 @@ def test_a_constant_that_a_body_gives_stays_one() -> None:
             }
         """,
     )
+
+
+def test_equal_weights_of_two_branches_are_stored_around_them() -> None:
+    rng = np.random.default_rng(0)
+    weight = onnx.numpy_helper.from_array(rng.normal(size=(16, 16)).astype(np.float32))
+    before = model(
+        """
+            g (float[16, 16] x, bool c, bool d) => (float[16, 16] y) {
+              y = If (c) <
+                then_branch = t () => (float[16, 16] p) <float[16, 16] u, float[1] k = {2}> {
+                  a = Add (x, u) p = Mul (a, k) },
+                else_branch = e () => (float[16, 16] q) <float[1] l = {2}> {
+                  q = If (d) <
+                    then_branch = t2 () => (float[16, 16] p2) <float[16, 16] v> { p2 = Mul (v, l) },
+                    else_branch = e2 () => (float[16, 16] q2) <float[16, 16] v, float[16, 16] m> {
+                      q2 = Div (m, v) }>
+                }>
+            }
+        """
+    )
+    after = model(
+        """
+            g (float[16, 16] x, bool c, bool d) => (float[16, 16] y) <float[16, 16] u> {
+              y = If (c) <
+                then_branch = t () => (float[16, 16] p) <float[1] k = {2}> {
+                  a = Add (x, u) p = Mul (a, k) },
+                else_branch = e () => (float[16, 16] q) <float[1] l = {2}> {
+                  q = If (d) <
+                    then_branch = t2 () => (float[16, 16] p2) { p2 = Mul (u, l) },
+                    else_branch = e2 () => (float[16, 16] q2) <float[16, 16] m> { q2 = Div (m, u) }>
+                }>
+            }
+        """
+    )
+    for proto in (before, after):
+        for graph in proto_graphs(proto):
+            for tensor in graph.initializer if isinstance(graph, onnx.GraphProto) else ():
+                if tensor.name in {"u", "v"}:
+                    name = tensor.name
+                    tensor.CopyFrom(weight)
+                    tensor.name = name
+    assert_rewrites(SHARE, before=before, after=after)

@@ -103,12 +103,11 @@ class EqualTensors:
             key = (tensor.dtype, tuple(tensor.shape.numpy()))
             self._groups.setdefault(key, []).append((value, scopes))
 
-    def pairs(self) -> Iterator[tuple[ir.Value, ir.Value]]:
-        """Yields each initializer that can go, with the earlier one that stands for it."""
+    def groups(self) -> Iterator[list[tuple[ir.Value, tuple[ir.Graph, ...]]]]:
+        """Yields initializers that are equal, in groups of two and more."""
         for group in self._groups.values():
             if len(group) > 1:
-                for equal in _split(group):
-                    yield from _visible_pairs(equal)
+                yield from _split(group)
 
 
 def _split(
@@ -142,9 +141,10 @@ def _remembered(value: ir.Value, key: Callable[[ir.TensorProtocol], bytes]) -> b
     return digest
 
 
-def _visible_pairs(
+def visible_pairs(
     equal: list[tuple[ir.Value, tuple[ir.Graph, ...]]],
 ) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """Yields each of a group that can go, with the earlier one that stands for it where it is."""
     kept: dict[ir.Graph, ir.Value] = {}
     for value, scopes in equal:
         first = next((kept[scope] for scope in scopes if scope in kept), None)

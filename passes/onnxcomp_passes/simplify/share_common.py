@@ -10,7 +10,7 @@ from typing_extensions import override
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.ir.ops import constant, is_pure, standard_op, subgraphs
 from onnxcomp.passbase import Pass
-from onnxcomp_passes.simplify.equality import EqualTensors, node_key
+from onnxcomp_passes.simplify.equality import EqualTensors, node_key, visible_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # An Identity that keeps the name of an output would take their place.
 _CHEAP = frozenset({"Identity", "Constant"})
+# Bytes. What a body reads from outside is handed to it each time; small constants are better copied.
+_WORTH_LIFTING = 1024
 _ANNOTATION = "quant_parameter_tensor_names"
 
 
@@ -29,7 +31,7 @@ class ShareCommon(Pass):
     Two nodes are equal when operator, attributes and inputs are; random operators, those of unknown
     domains and those that carry graphs are never merged. A body of an If, Loop or Scan uses what the
     scope around it computed before, never the other way round and never another branch's. Weights
-    are equal when type, shape and every byte are.
+    are equal when type, shape and every byte are; equal ones of two bodies are stored around them.
 
         a = Relu(x)
         b = Relu(x)        ->        a = Relu(x)
@@ -57,13 +59,29 @@ def _share_initializers(ctx: Context) -> None:
                 if _is_sharable(value):
                     found.add(value, (graph, *outer))
     gone: dict[ir.Graph, list[ir.Value]] = {}
-    for value, first in found.pairs():
-        ctx.edit.replace(value, first)
-        ctx.edit.count("weights shared")
-        if value.graph is not None:
-            gone.setdefault(value.graph, []).append(value)
+    for group in found.groups():
+        for value, first in (*visible_pairs(group), *_lifted(group, ctx)):
+            ctx.edit.replace(value, first)
+            ctx.edit.count("weights shared")
+            if value.graph is not None:
+                gone.setdefault(value.graph, []).append(value)
     for values in gone.values():
         ctx.edit.drop_initializers(values)
+
+
+def _lifted(
+    group: list[tuple[ir.Value, tuple[ir.Graph, ...]]], ctx: Context
+) -> list[tuple[ir.Value, ir.Value]]:
+    """Stores equal weights of branches beside each other in the scope around them."""
+    gone = {value for value, _ in visible_pairs(group)}
+    apart = [(value, scopes) for value, scopes in group if value not in gone]
+    apart = [(value, scopes) for value, scopes in apart if scopes[-1] is ctx.model.graph]
+    tensor = group[0][0].const_value
+    if len(apart) < 2 or tensor is None or tensor.nbytes < _WORTH_LIFTING:
+        return []
+    shared = [scope for scope in apart[0][1] if all(scope in scopes for _, scopes in apart)]
+    made = ctx.edit.initializer(tensor, name=apart[0][0].name or "", graph=shared[0])
+    return [(value, made) for value, _ in apart]
 
 
 def _scopes(root: ir.Graph) -> list[tuple[ir.Graph, tuple[ir.Graph, ...]]]:
