@@ -225,7 +225,8 @@ def reshaped(source: Sizes | None, target: Sizes, *, copies: bool) -> Sizes:
     for place, item in enumerate(target):
         here = source[place] if source is not None and place < len(source) else None
         wanted = item if dims.is_nonnegative(item) else None  # it could come out as the -1
-        result.append(dims.copied(wanted, here) if copies else wanted)
+        outside = source is not None and place >= len(source)  # nothing to copy: a 0 is an error
+        result.append(dims.copied(wanted, here) if copies and not outside else wanted)
     if list(target).count(-1) == 1 and source is not None:
         place = target.index(-1)
         others = dims.product([*result[:place], *result[place + 1 :]])

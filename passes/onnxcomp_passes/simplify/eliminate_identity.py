@@ -28,6 +28,7 @@ from onnxcomp_passes.simplify.support.picks import (
     MergeSlices,
     SliceFromConcat,
 )
+from onnxcomp_passes.simplify.support.sizes import GatherKeepingAxis, ReadPartOfShape
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.facts import Facts
@@ -97,5 +98,7 @@ class EliminateIdentity(LocalPass):
             SliceFromConcat(),
             MergeSlices(),
             GatherOne(),
+            GatherKeepingAxis(),
+            ReadPartOfShape(),
             DropZeroStates(),
         )

@@ -21,6 +21,7 @@ from onnxcomp_passes.simplify.scopes import scope_versions
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.shapes import ShapeMap
+    from onnxcomp.analysis.symbolic.vectors import Vector
     from onnxcomp.passbase import Context
 
 # Each round needs what the one before found; chains that are longer wait for the next run.
@@ -105,10 +106,29 @@ class _Folding:
         for value, vector in list(shapes.vectors()):
             if vector.known and constant(value) is None and _is_in_use(value):
                 self.placer.place(value, ir.tensor(vector.array()))
+        self.share(shapes)
         for node in list(self.ctx.model.nodes()):
             if is_op(node, "Reshape"):
                 reshapes.simplify(node, shapes, self.placer)
         return self.ctx.edit.mark() != mark
+
+    def share(self, shapes: ShapeMap) -> None:
+        """Computes sizes once that are the same however they are come by."""
+        first: dict[tuple[ir.Graph | None, Vector], ir.Value] = {}
+        for value, vector in list(shapes.vectors()):
+            node = value.producer()
+            if node is None or node.graph is None or value.is_graph_output() or not value.uses():
+                continue
+            if vector.known or None in vector.items:
+                continue
+            key = (node.graph, vector)
+            known = first.get(key)
+            if known is None or _is_gone(known):
+                first[key] = value
+            else:
+                self.ctx.edit.replace(value, known)
+                self.ctx.edit.count("sizes shared")
+                self.placer.drop(node)
 
     def evaluate(self) -> bool:
         """Evaluates waves of nodes until none is left that may be; returns whether any was."""
@@ -148,6 +168,11 @@ class _Folding:
         for node, why in self.budget.refusals.items():
             if node.graph is not None and why and node not in self.evaluator.failures:
                 self.ctx.skip("FLD101", node, why)
+
+
+def _is_gone(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is None or node.graph is None
 
 
 def _is_in_use(value: ir.Value) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import constant, has_reference_attribute, input_at, is_op, standard_op
+from onnxcomp.ir.ops import constant, has_reference_attribute, is_op, standard_op
 from onnxcomp_passes.simplify.scopes import scope_versions
 
 if TYPE_CHECKING:
@@ -134,12 +134,15 @@ class Placer:
         if maker is not None:
             self.drop(maker)
 
-    def view(self, node: ir.Node, operator: str, axes: Sequence[int]) -> None:
-        """Turns a Reshape into a Squeeze or Unsqueeze of some axes."""
-        graph, target = node.graph, input_at(node, 1)
+    def view(
+        self, node: ir.Node, operator: str, axes: Sequence[int], source: ir.Value | None
+    ) -> None:
+        """Turns a Reshape into a Squeeze or Unsqueeze of some axes of a value."""
+        graph = node.graph
         if graph is None:
             return
-        maker = None if target is None else target.producer()
+        makers = [value.producer() for value in node.inputs if value is not None]
+        self._edit.set_input(node, 0, source)
         self.placed.append(node)
         if self._versions[graph] < _AXES_AS_INPUT:
             self._edit.truncate_inputs(node, 1)
@@ -151,8 +154,9 @@ class Placer:
         self._edit.set_attribute(node, "allowzero", None)
         self._edit.set_operator(node, operator)
         self._edit.count("targets simplified")
-        if maker is not None:
-            self.drop(maker)
+        for maker in makers:
+            if maker is not None:
+                self.drop(maker)
 
     def _place_output(self, value: ir.Value, node: ir.Node, tensor: ir.TensorProtocol) -> bool:
         """An output of a body, or of a file of IR version 3, can only be made by a node."""

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import attribute, constant, input_at
+from onnxcomp.ir.ops import attribute, constant, input_at, producer_of
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.shapes import ShapeMap
     from onnxcomp.analysis.symbolic.dims import Item
     from onnxcomp.analysis.symbolic.sizes import Sizes
     from onnxcomp_passes.simplify.folding.placing import Placer
+
+# How many reshapes in a row are looked through.
+_MAX_VIEWS = 4
 
 
 def simplify(node: ir.Node, shapes: ShapeMap, placer: Placer) -> None:
@@ -24,13 +27,9 @@ def simplify(node: ir.Node, shapes: ShapeMap, placer: Placer) -> None:
     target = input_at(node, 1)
     if target is None or constant(target) is not None:
         return
-    source, result = shapes.sizes(node.inputs[0]), shapes.sizes(node.outputs[0])
-    if source is not None and result is not None and len(source) != len(result):
-        short, long = sorted((source, result), key=len)
-        ones = _ones_between(short, long)
-        if ones:
-            placer.view(node, "Unsqueeze" if short is source else "Squeeze", ones)
-            return
+    source = shapes.sizes(node.inputs[0])
+    if _as_view(node, shapes, placer):
+        return
     vector = shapes.vector(target)
     if vector is None or vector.scalar:
         return
@@ -38,6 +37,25 @@ def simplify(node: ir.Node, shapes: ShapeMap, placer: Placer) -> None:
     found = constant_target(vector.items, source if zero_copies else None)
     if found is not None:
         placer.set_operand(node, 1, ir.tensor(np.array(found, np.int64)), target.name or "shape")
+
+
+def _as_view(node: ir.Node, shapes: ShapeMap, placer: Placer) -> bool:
+    """Makes a Reshape a Squeeze or Unsqueeze of what it reads, or of what that is a Reshape of."""
+    result = shapes.sizes(node.outputs[0])
+    origin = node.inputs[0]
+    for _ in range(_MAX_VIEWS):
+        source = shapes.sizes(origin)
+        if source is not None and result is not None and len(source) != len(result):
+            short, long = sorted((source, result), key=len)
+            ones = _ones_between(short, long)
+            if ones:
+                placer.view(node, "Unsqueeze" if short is source else "Squeeze", ones, origin)
+                return True
+        maker = producer_of(origin, "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+        if maker is None or maker.graph is not node.graph:
+            break
+        origin = maker.inputs[0]
+    return False
 
 
 def _ones_between(short: Sizes, long: Sizes) -> list[int] | None:
