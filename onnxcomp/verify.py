@@ -33,6 +33,8 @@ LOSSLESS = Tolerance(rtol=1e-3, atol=1e-6, of_peak=1e-4)
 PROBES = 2
 # A model that takes longer for a sample is compared on one.
 SLOW_SECONDS = 0.03
+# One that takes less is compared on one more, with large numbers.
+QUICK_SECONDS = 0.003
 # Samples that are tried when none of the first ones says anything.
 MORE_PROBES = 4
 # A model that makes a larger value is not run: it may have been made to fill the memory.
@@ -167,11 +169,17 @@ class Equivalence:
         return None
 
     def _probes(self, runner: _Remembering, seed: int) -> list[dict[str, np.ndarray]]:
-        signature = self._signature_of.signature()
-        first = probe_feeds(signature, count=1, seed=seed, runner=runner)
-        if runner.seconds > SLOW_SECONDS:
-            return first
-        return probe_feeds(signature, count=PROBES, seed=seed, runner=runner)
+        def enough(accepted: list[dict[str, np.ndarray]]) -> bool:
+            return runner.seconds > (SLOW_SECONDS if len(accepted) < PROBES else QUICK_SECONDS)
+
+        return probe_feeds(
+            self._signature_of.signature(),
+            count=PROBES + 1,
+            seed=seed,
+            runner=runner,
+            vary_sizes=True,
+            enough=enough,
+        )
 
 
 def _is_steady(session: Session, pair: Pair, seed: int) -> bool:

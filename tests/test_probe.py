@@ -148,3 +148,46 @@ def test_a_model_that_takes_nothing_says_why() -> None:
 def test_inputs_that_are_no_tensors_are_named() -> None:
     with pytest.raises(SamplesError, match='input "s": not a tensor'):
         probe_feeds(signature(spec("s", None, None)))
+
+
+class Elastic:
+    """Takes every size, and notes them."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, feeds: Mapping[str, np.ndarray], /) -> dict[str, np.ndarray]:
+        self.shapes.append(feeds["x"].shape)
+        return {"y": np.log(np.abs(feeds["x"])) if (feeds["x"] == 0).any() else feeds["x"]}
+
+
+def test_sizes_differ_between_samples_and_one_is_among_them() -> None:
+    runner = Elastic()
+    one = signature(spec("x", np.float32, ("N", "T")))
+    with np.errstate(divide="ignore"):
+        samples = probe_feeds(one, count=3, runner=runner, vary_sizes=True)
+        same = probe_feeds(one, count=3, runner=runner)
+    assert [sample["x"].shape for sample in samples] == [(2, 16), (1, 8), (1, 1)]
+    assert len({sample["x"].shape for sample in same}) == 1
+
+
+def test_where_awkward_numbers_say_nothing_normal_ones_do() -> None:
+    one = signature(spec("x", np.float32, ("N", 40)))
+    with np.errstate(divide="ignore"):
+        samples = probe_feeds(one, count=2, runner=Elastic())
+    assert not any((sample["x"] == 0).any() for sample in samples)
+
+
+def test_it_ends_when_that_is_enough() -> None:
+    one = signature(spec("x", np.float32, ("N", 40)))
+    with np.errstate(divide="ignore"):
+        samples = probe_feeds(one, count=5, runner=Elastic(), enough=lambda found: len(found) == 2)
+    assert len(samples) == 2
+
+
+def test_large_numbers_have_a_sample_to_themselves() -> None:
+    samples = probe_feeds(signature(spec("x", np.float32, (64,))), count=3)
+    peaks = [np.abs(sample["x"]).max() for sample in samples]
+    assert peaks[0] < 10
+    assert peaks[1] == 1e3
+    assert peaks[2] == 1e9
