@@ -34,7 +34,7 @@ SIMPLIFY = (
     "fixpoint(eliminate-identity,fold-constants,inline-branches,share-common,"
     "merge-branches,simplify-loops,hoist-invariants,push-transposes,"
     "fuse-activations,"
-    "fuse-gates,fuse-softmax,fuse-shuffle,fuse-layernorm,fuse-batchnorm,fuse-affine,fuse-bias,merge-arithmetic,fuse-pad,eliminate-dead)"
+    "fuse-gates,fuse-softmax,fuse-shuffle,fuse-layernorm,fuse-attention,fuse-batchnorm,fuse-affine,fuse-bias,merge-arithmetic,fuse-pad,eliminate-dead)"
 )
 
 
