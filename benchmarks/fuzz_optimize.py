@@ -60,7 +60,7 @@ def lossless_passes() -> list[str]:
     """Every lossless pass that needs no options."""
     from onnxcomp import registry
 
-    kinds = [registry.get(name) for name in registry.passes()]
+    kinds = [info.load() for info in registry.passes().values() if not info.problem()]
     return [
         kind.name for kind in kinds if kind.lossless and not kind.needs and _needs_nothing(kind)
     ]
@@ -223,9 +223,9 @@ def _report(output: Path, rows: Sequence[Row]) -> int:
 
 def _coverage(cells: Counter[str]) -> tuple[dict[str, str], int]:
     """Versions of standard operators that were not drawn, with the reason, and how many were."""
-    from tests.helpers.drawn import OPERATORS, OPSETS
-
     import onnxruntime
+
+    from tests.helpers.drawn import OPERATORS, OPSETS
 
     kernels = {
         kernel.op_name
@@ -245,7 +245,7 @@ def _coverage(cells: Counter[str]) -> tuple[dict[str, str], int]:
     for name, found in sorted(versions.items()):
         if cells[name]:
             continue
-        if found.name not in kernels and not found.has_function:
+        if found.name not in kernels and not found.has_function:  # type: ignore[attr-defined]
             missing[name] = "onnxruntime has no kernel"
         elif found.name not in OPERATORS:
             missing[name] = "no generator"

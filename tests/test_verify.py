@@ -16,6 +16,8 @@ from onnxcomp_passes.simplify.eliminate_identity import EliminateIdentity
 from tests.helpers.text import model
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import onnx
 
     from onnxcomp.ir import ir
@@ -49,7 +51,7 @@ class Break(Pass):
 
         off = put("Abs", put("Sub", put("Abs", x), number(1e-40)))
         size = put("Clip", put("Cast", put("Size", x), to=1), number(0.0), number(80.0))
-        broken = {
+        broken: dict[str, Callable[[], ir.Value | None]] = {
             "negative": lambda: put("Relu", x),
             "zero": lambda: where(put("Equal", x, number(0)), 1),
             "minus zero": lambda: where(put("Less", put("Reciprocal", x), number(-1e30)), 5),

@@ -11,18 +11,23 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.helpers.drawn.core import RUNTIME_ERRORS, open_session
 
 # These hand on or compare numbers and round nothing.
-_EXACT = frozenset(
+_NAMES = (
     "Identity Reshape Transpose Squeeze Unsqueeze Flatten Slice Gather GatherElements GatherND Expand Tile "
     "Concat Split Pad Where Relu Abs Neg Max Min Clip Sign Floor Ceil Round MaxPool GlobalMaxPool ReduceMax "
     "ReduceMin TopK Dropout Compress ScatterElements ScatterND Scatter Trilu DepthToSpace SpaceToDepth "
     "ReverseSequence Constant ConstantOfShape Loop If Scan Range EyeLike OneHot Unique Hardmax Cast "
     "SequenceConstruct SequenceAt ConcatFromSequence QuantizeLinear Resize Upsample CenterCropPad "
-    "Optional OptionalGetElement SequenceInsert SequenceErase SequenceEmpty SplitToSequence CastLike".split()
+    "Optional OptionalGetElement SequenceInsert SequenceErase SequenceEmpty SplitToSequence CastLike"
 )
+_EXACT = frozenset(_NAMES.split())
 _RUNS = 16
 # Reordered sums are off by some units in the last place for each term.
 _UNITS = 2.0
-_KINDS = {TensorProto.FLOAT: 2.0**-23, TensorProto.DOUBLE: 2.0**-52, TensorProto.FLOAT16: 2.0**-10}
+_KINDS: dict[int, float] = {
+    TensorProto.FLOAT: 2.0**-23,
+    TensorProto.DOUBLE: 2.0**-52,
+    TensorProto.FLOAT16: 2.0**-10,
+}
 _SLACK = 8.0
 
 
@@ -122,10 +127,11 @@ def is_unstable(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> bool:
     )
 
 
-def overflows(*models: onnx.ModelProto | dict[str, np.ndarray]) -> bool:
-    """Whether some value in one of the models is infinite or NaN on the feeds, given last."""
-    *protos, feeds = models
-    for proto in protos:
+def overflows(
+    before: onnx.ModelProto, after: onnx.ModelProto, feeds: dict[str, np.ndarray]
+) -> bool:
+    """Whether some value in one of the models is infinite or NaN."""
+    for proto in (before, after):
         try:
             found = open_session(exposed(proto)).run(None, feeds)
         except RUNTIME_ERRORS:
@@ -217,7 +223,7 @@ def _noise(
         return helper.make_node("Constant", [], [raw + suffix], value=tensor)
 
     unit = _KINDS[kind] * _UNITS
-    nodes = [
+    return [
         constant(float(rng.uniform(1e2, 1e5)), "_f"), constant(float(rng.uniform(0, 6)), "_p"),
         constant(unit, "_u"), constant(1.0, "_1"),
         helper.make_node("Mul", [raw, raw + "_f"], [raw + "_a"]),
@@ -227,4 +233,3 @@ def _noise(
         helper.make_node("Add", [raw + "_1", raw + "_d"], [raw + "_e"]),
         helper.make_node("Mul", [raw, raw + "_e"], [name]),
     ]  # fmt: skip
-    return nodes

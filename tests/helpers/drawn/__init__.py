@@ -133,10 +133,11 @@ def draw_any(seed: int, steps: int = 12, operator: str = "", opset: int = 0) -> 
         operator: One that is drawn first.
         opset: Fixes the version of the operator set.
     """
-    for attempt in range(9):
-        drawn = _attempt((seed, attempt), steps, operator, opset)
+    drawn = _attempt((seed, 0), steps, operator, opset)
+    for attempt in range(1, 9):
         if _runs(drawn):
             break
+        drawn = _attempt((seed, attempt), steps, operator, opset)
     return drawn
 
 
@@ -174,9 +175,7 @@ def _finish(d: Drawing, seed: int) -> Drawn:
     ends = [v for v in ends if d.chance(0.9)] or tensors[-1:]
     outputs = [_declared(v, d) for v in {v.name: v for v in ends}.values()]
     infos = [
-        helper.make_tensor_value_info(
-            source.name, element_type(_dtype(source)), [dim for dim in source.dims]
-        )
+        helper.make_tensor_value_info(source.name, element_type(_dtype(source)), list(source.dims))
         for source in d.sources
     ]
     defaults = [t for t in d.tensors.values() if t.name in d.overridable]

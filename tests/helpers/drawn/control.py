@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -112,7 +112,7 @@ def _renamed(graph: onnx.GraphProto, d: Drawing) -> onnx.GraphProto:
 
 
 def loop(d: Drawing, op_type: str) -> list[Value]:
-    state = d.tensor(["float32", "float32", "int64"], range(0, 4))
+    state = d.tensor(["float32", "float32", "int64"], range(4))
     body = _enter(d)
     zero = np.array(0, np.int64)
     index = _parameter(body, (zero,) * len(state.worlds), "i")
@@ -186,12 +186,12 @@ def function(d: Drawing, op_type: str) -> list[Value]:
     """A function of its own, called once or twice, sometimes with an attribute."""
     if d.in_function or d.depth:
         raise RefusedError("functions are made outside")
-    value = d.tensor(["float32"], range(0, 4))
+    value = d.tensor(["float32"], range(4))
     body = _enter(d, in_function=True)
     body.opset = d.opset
     given = _parameter(body, value.worlds, "p")
     fill(body, d.integer(1, 5))
-    attributes = []
+    attributes: list[str] = []
     nodes = body.nodes
     if d.chance(0.4):
         slope = body.make("LeakyRelu", [given.name])
@@ -209,16 +209,18 @@ def function(d: Drawing, op_type: str) -> list[Value]:
     made = helper.make_function("local", name, [given.name], ends, nodes, imports, attributes)
     d.functions.append(made)
     try:
-        found = d.node(
-            name, [value.name], domain="local", **({"slope": 0.25} if attributes else {})
-        )
+        found = d.node(name, [value.name], domain="local", **_slope(attributes, 0.25))
     except RefusedError:
         d.functions.remove(made)
         raise
     with suppress(RefusedError):
         again = d.find(lambda v: _same_type(v, value) and v.name != value.name)
-        d.node(name, [again.name], domain="local", **({"slope": 0.5} if attributes else {}))
+        d.node(name, [again.name], domain="local", **_slope(attributes, 0.5))
     return found
+
+
+def _slope(attributes: list[str], number: float) -> dict[str, Any]:
+    return {"slope": number} if attributes else {}
 
 
 MAKERS: dict[str, Callable[[Drawing, str], object]] = {

@@ -23,11 +23,13 @@ OPSETS = tuple(range(7, 26))
 MOST_ELEMENTS = 4096
 FLOATS = ("float32", "float64", "float16")
 WHOLE = ("int64", "int32", "int8", "uint8", "int16", "uint16", "uint32", "uint64")
-RUNTIME_ERRORS = tuple(
+RUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
     kind
     for kind in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
     if isinstance(kind, type) and issubclass(kind, Exception)
 )
+
+_TRIAL_ERRORS: tuple[type[Exception], ...] = (*RUNTIME_ERRORS, RuntimeError, ValueError, TypeError)
 
 
 class RefusedError(Exception):
@@ -186,7 +188,7 @@ class Drawing:
             return (
                 _type_name(value.dtype) in kinds
                 and value.rank in ranks
-                and min((min(array.shape, default=1) for array in value.worlds)) >= least
+                and min(min(array.shape, default=1) for array in value.worlds) >= least
                 and fits(value)
             )
 
@@ -329,7 +331,7 @@ class Drawing:
             for index in range(len(WORLDS)):
                 feeds = {v.name: v.worlds[index] for v in values if not v.constant}
                 outcomes.append(session.run(names, feeds))
-        except (*RUNTIME_ERRORS, RuntimeError, ValueError, TypeError) as error:
+        except _TRIAL_ERRORS as error:
             raise RefusedError(str(error)) from None
         made = [
             Value(name, tuple(outcome[i] for outcome in outcomes)) for i, name in enumerate(names)

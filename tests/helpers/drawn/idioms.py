@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def padded(d: Drawing) -> None:
             nodes.append(d.make("Conv", [last, weight], pads=d.choice([None, [1, 0, 0, 1]])))
         else:
             name = "MaxPool" if kind == 1 else "AveragePool"
-            more = {"count_include_pad": d.integer(0, 2)} if kind == 2 else {}
+            more: dict[str, Any] = {"count_include_pad": d.integer(0, 2)} if kind == 2 else {}
             nodes.append(d.make(name, [last], kernel_shape=[2, 2], strides=[2, 2], **more))
         d.group(nodes)
         return

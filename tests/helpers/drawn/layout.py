@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import helper, numpy_helper
 
-from tests.helpers.drawn.core import FLOATS, WHOLE, RefusedError
+from tests.helpers.drawn.core import FLOATS, RefusedError
 from tests.helpers.drawn.elementwise import MANY, axes, random_kind, with_axes
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def split(d: Drawing, op_type: str) -> list[Value]:
         count = d.integer(1, size + 1)
         return d.node("Split", [value.name], count, axis=axis, num_outputs=count)
     cuts = sorted({0, size, *(d.integer(0, size + 1) for _ in range(2))})
-    sizes = [b - a for a, b in zip(cuts, cuts[1:], strict=False)]
+    sizes = [b - a for a, b in itertools.pairwise(cuts)]
     if d.opset >= 13:
         made = d.node("Split", [value.name, d.ints(*sizes)], len(sizes), axis=axis)
     else:
@@ -105,7 +106,7 @@ def split(d: Drawing, op_type: str) -> list[Value]:
 
 
 def transpose(d: Drawing, op_type: str) -> Value:
-    value = d.tensor(ANY, range(0, 5))
+    value = d.tensor(ANY, range(5))
     order = [int(axis) for axis in d.rng.permutation(value.rank)]
     made = d.one("Transpose", [value.name], perm=order if d.chance(0.9) else None)
     if d.chance(0.35) and value.rank > 1:
@@ -120,7 +121,7 @@ def transpose(d: Drawing, op_type: str) -> Value:
 
 
 def reshape(d: Drawing, op_type: str) -> Value:
-    value = d.tensor(ANY, range(0, 5))
+    value = d.tensor(ANY, range(5))
     total = int(np.prod(value.shape))
     shape: list[int] = [-1]
     kind = d.integer(0, 5)
@@ -157,7 +158,7 @@ def _shape_of(d: Drawing, value: Value, fallback: list[int]) -> str:
 
 
 def squeeze(d: Drawing, op_type: str) -> Value:
-    value = d.tensor(ANY, range(0, 5))
+    value = d.tensor(ANY, range(5))
     ones = [i for i in range(value.rank) if all(a.shape[i] == 1 for a in value.worlds)]
     if d.chance(0.15):
         return d.one("Squeeze", [value.name])
@@ -171,7 +172,7 @@ def squeeze(d: Drawing, op_type: str) -> Value:
 
 
 def unsqueeze(d: Drawing, op_type: str) -> Value:
-    value = d.tensor(ANY, range(0, 4))
+    value = d.tensor(ANY, range(4))
     count = d.integer(1, 3)
     rank = value.rank + count
     chosen = [int(axis) for axis in d.rng.permutation(rank)[:count]]
@@ -181,7 +182,7 @@ def unsqueeze(d: Drawing, op_type: str) -> Value:
 
 
 def flatten(d: Drawing, op_type: str) -> Value:
-    value = d.tensor([random_kind(d, op_type)], range(0, 5))
+    value = d.tensor([random_kind(d, op_type)], range(5))
     low = -value.rank if d.opset >= 11 else 0
     return d.one("Flatten", [value.name], axis=d.integer(low, value.rank + 1))
 
@@ -258,7 +259,7 @@ def scatter_nd(d: Drawing, op_type: str) -> Value:
 
 
 def expand(d: Drawing, op_type: str) -> Value:
-    value = d.tensor(MANY, range(0, 4))
+    value = d.tensor(MANY, range(4))
     target = (
         [1 if d.chance(0.5) else size for size in value.shape]
         if value.is_fixed
@@ -399,7 +400,7 @@ def reverse_sequence(d: Drawing, op_type: str) -> Value:
 
 
 def dropout(d: Drawing, op_type: str) -> list[Value]:
-    value = d.tensor(["float32"], range(0, 5))
+    value = d.tensor(["float32"], range(5))
     outputs = d.choice([1, 1, 2])
     if d.opset < 12:
         return d.node("Dropout", [value.name], outputs, ratio=d.choice([None, 0.0, 0.3]))

@@ -65,7 +65,7 @@ def optionals(d: Drawing, op_type: str) -> Any:
 def chance(d: Drawing, op_type: str) -> Value:
     """Random numbers may not reach an output, but their shape may."""
     value = d.tensor(["float32"], [2], least=1)
-    seed = {"seed": 3.0} if d.chance(0.5) else {}
+    seed: dict[str, Any] = {"seed": 3.0} if d.chance(0.5) else {}
     if op_type == "Bernoulli":
         node = d.make(op_type, [d.one("Sigmoid", [value.name]).name], **seed)
     elif op_type == "Multinomial":

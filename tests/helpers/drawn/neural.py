@@ -295,7 +295,7 @@ def attention(d: Drawing, op_type: str) -> Value:
 
 def quantize(d: Drawing, op_type: str) -> Value:
     """There and back, whole or per axis."""
-    value = d.tensor(["float32"], range(0, 5))
+    value = d.tensor(["float32"], range(5))
     dtype = str(d.choice(["uint8", "int8"]))
     scale, zero = np.array(d.choice([0.05, 0.1, 1.0]), np.float32), np.array(d.integer(0, 9), dtype)
     if d.opset >= 13 and value.rank >= 2 and d.chance(0.3) and value.shape[1] and value.is_fixed:
