@@ -139,3 +139,21 @@ def _move(edit: Edit, inner: ir.Node, body: ir.Graph, scope: ir.Graph, place: ir
             body.insert_before(first, inner)
 
     edit.record(undo)
+
+
+def dissolve_copy(
+    edit: Edit, node: ir.Node, body: ir.Graph, inputs: Sequence[ir.Value] = ()
+) -> list[ir.Value]:
+    """Does the same with a copy of the body; the body stays as it is."""
+    copy = body.clone(allow_outer_scope_values=True)
+    edit.record(lambda: _let_go(copy))
+    return dissolve(edit, node, copy, inputs)
+
+
+def _let_go(graph: ir.Graph) -> None:
+    """Makes the nodes of a graph that nobody has any more stop reading values."""
+    for node in graph:
+        for inner in subgraphs(node):
+            _let_go(inner)
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)

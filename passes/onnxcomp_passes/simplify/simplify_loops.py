@@ -14,6 +14,7 @@ from onnxcomp.ir.ops import is_op, standard_op
 from onnxcomp.ir.regions import dissolve
 from onnxcomp.passbase import Pass
 from onnxcomp_passes.simplify.control.carriers import Carriers
+from onnxcomp_passes.simplify.control.collecting import constant_input, stacked
 from onnxcomp_passes.simplify.control.loops import (
     Cycle,
     cycle_of,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 # A loop that runs once becomes its body and an Unsqueeze for each output that it collects.
 _MOST_COLLECTED = 2
-_AXES_ARE_INPUTS = 13
 
 
 class SimplifyLoops(Pass):
@@ -114,15 +114,15 @@ def _run_once(cycle: Cycle, edit: Edit, version: int) -> None:
     node, graph = cycle.node, cycle.node.graph
     if graph is None:
         raise ValueError(f"not in a graph: {node.op_type} {node.name}")
-    start = _constant(cycle.body.inputs[0], np.array(0, np.int64), graph, edit)
-    go_on = _constant(cycle.body.inputs[1], np.array(True), graph, edit)
+    start = constant_input(cycle.body.inputs[0], np.array(0, np.int64), graph, edit)
+    go_on = constant_input(cycle.body.inputs[1], np.array(True), graph, edit)
     inputs = [start, go_on, *_initials(cycle)]
     results = dissolve(edit, node, cycle.body, inputs)[1:]
     for old, new in zip(node.outputs[: cycle.states], results, strict=False):
         edit.replace(old, new)
     for old, new in zip(node.outputs[cycle.states :], results[cycle.states :], strict=True):
         if _is_used(old):
-            edit.replace(old, _unsqueezed(new, old, node, edit, version))
+            edit.replace(old, stacked([new], old, node, edit, version))
     edit.remove(node)
     edit.count("loops that run once inlined")
 
@@ -133,29 +133,6 @@ def _initials(cycle: Cycle) -> list[ir.Value]:
         for value in cycle.node.inputs[cycle.lead : cycle.lead + cycle.states]
         if value is not None
     ]
-
-
-def _constant(value: ir.Value, array: np.ndarray, graph: ir.Graph, edit: Edit) -> ir.Value:
-    """A constant for an input of a body, which itself is as good where nobody reads it."""
-    if not _is_used(value):
-        return value
-    return edit.initializer(array, name=value.name or "", graph=graph)
-
-
-def _unsqueezed(
-    value: ir.Value, like: ir.Value, before: ir.Node, edit: Edit, version: int
-) -> ir.Value:
-    name = like.name or "collected"
-    if version < _AXES_ARE_INPUTS:
-        made = edit.insert(
-            "Unsqueeze", [value], before=before, outputs=[name], attributes={"axes": [0]}, like=like
-        )
-        return made.outputs[0]
-    if before.graph is None:
-        raise ValueError(f"not in a graph: {before.op_type} {before.name}")
-    axes = edit.initializer(np.array([0], np.int64), name=f"{name}_axes", graph=before.graph)
-    made = edit.insert("Unsqueeze", [value, axes], before=before, outputs=[name], like=like)
-    return made.outputs[0]
 
 
 # -- what is carried and collected -----------------------------------------------------------------
