@@ -16,7 +16,6 @@ from onnxcomp.diagnostics import Diagnostic, Location, Severity
 from onnxcomp.errors import PassFailedError, RecipeError, UserError
 from onnxcomp.ir import Edit, Model
 from onnxcomp.ir.consistency import inconsistency
-from onnxcomp.ir.trace import Trace
 from onnxcomp.passbase import QUIET, Context, Outcome, Pass
 from onnxcomp.recipe import Fixpoint, Recipe
 from onnxcomp.stages import stage
@@ -176,7 +175,10 @@ class Pipeline:
         start = time.perf_counter()
         model = Model.load(source)
         run = _Run(self, model, _samples(samples, model), threads, progress, on_failure, reproducer)
-        run.edit.trace = Trace() if explain else None
+        if explain:
+            from onnxcomp.ir.trace import Trace
+
+            run.edit.trace = Trace()
         run.check_requirements()
         run.steps(self.steps)
         seconds = time.perf_counter() - start
