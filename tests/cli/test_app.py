@@ -114,7 +114,8 @@ Usage: onnxcomp optimize [OPTIONS] MODEL
 
   Folds constants, fuses batch normalisations into weights, removes what has
   no effect and what is there twice. With --data the result is verified on
-  these samples, else on made-up inputs.
+  these samples, else on made-up inputs. With --input-shape and --batch the
+  result takes inputs of these sizes only, and shape arithmetic goes.
 
 """
     )
