@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxcomp.errors import ModelError, quoted
 from onnxcomp.inspection import header_of
 from onnxcomp.ir import Model, ir
 from onnxcomp.ir.ops import STANDARD_DOMAINS, is_op
@@ -385,8 +388,25 @@ def _compared(
 
 
 def _pieces(tensor: ir.TensorProtocol) -> Iterator[Array]:
+    """Yields the elements in order; what lies in a file is read and not mapped, to be gone at once."""
+    whole_bytes = tensor.dtype.bitwidth % 8 == 0 and sys.byteorder == "little"
+    if isinstance(tensor, ir.ExternalTensor) and whole_bytes:
+        yield from _read(tensor)
+        return
     flat = tensor.numpy().reshape(-1)
-    return (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
+    yield from (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
+
+
+def _read(tensor: ir.ExternalTensor) -> Iterator[Array]:
+    dtype = np.dtype(tensor.dtype.numpy())
+    with Path(tensor.path).open("rb", buffering=0) as file:
+        file.seek(tensor.offset or 0)
+        for start in range(0, tensor.size, _PIECE):
+            count = min(_PIECE, tensor.size - start)
+            data = file.read(count * dtype.itemsize)
+            if len(data) != count * dtype.itemsize:
+                raise ModelError(f"{quoted(tensor.path, 200)} became shorter while it was read")
+            yield np.frombuffer(data, dtype)
 
 
 def _texts(tensor: ir.TensorProtocol) -> list[Any]:
