@@ -141,6 +141,16 @@ def test_the_transpose_moves_to_where_fewer_elements_are() -> None:
     )
 
 
+def test_bytes_are_turned_rather_than_floats() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 18]>
+        g (uint8[N, 2, 6, 8] x) => (float[N, 6, 8, 2] y) {{ {body} }}"""
+    assert_rewrites(
+        PushTransposes(),
+        before=text.format(body=f"a = Cast <to = 1> (x) b = Relu (a) y = {TURN} (b)"),
+        after=text.format(body=f"t = {TURN} (x) a = Cast <to = 1> (t) y = Relu (a)"),
+    )
+
+
 def test_never_to_where_more_elements_are() -> None:
     assert_unchanged(
         PushTransposes(), graph(f"a = {TURN} (x) y = Tile (a, r)", ", int64[4] r = {1, 1, 2, 1}")

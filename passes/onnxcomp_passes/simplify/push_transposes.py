@@ -151,8 +151,12 @@ def _settle(region: Region, shapes: ShapeMap, ctx: Context) -> bool:
 
 
 def _weight(value: ir.Value, shapes: ShapeMap, unknown: int) -> float:
-    """Elements of a tensor, where a dimension that is not known has a given size."""
-    shape = shapes.shape(value)
+    """Elements of a tensor, where a dimension that is not known has a given size.
+
+    Larger ones count for more, but not in proportion: of as many bytes as floats, bytes are turned.
+    """
+    shape, dtype = shapes.shape(value), shapes.dtype(value)
+    width = 1 + (4 if dtype is None else dtype.itemsize) / 8
     if shape is None:
-        return float(unknown**3)
-    return float(max(1, prod(dim if isinstance(dim, int) else unknown for dim in shape)))
+        return float(unknown**3) * width
+    return max(1, prod(dim if isinstance(dim, int) else unknown for dim in shape)) * width

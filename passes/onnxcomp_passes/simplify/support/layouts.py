@@ -74,7 +74,7 @@ class MergeReshapes:
         inner = producer_of(node.inputs[0], *_VIEWS)
         if inner is None or not only_reads(node, inner) or has_reference_attribute(node):
             return NOTHING
-        target = _absolute_target(node) or _known_target(node, facts)
+        target = absolute_target(node) or known_target(node, facts)
         return NOTHING if target is None else Match(node, target)
 
     def apply(self, match: Match[list[int]], edit: Edit) -> None:
@@ -95,7 +95,7 @@ class MergeReshapes:
         rewire(edit, node, 0, inner.inputs[0])
 
 
-def _absolute_target(node: ir.Node) -> list[int] | None:
+def absolute_target(node: ir.Node) -> list[int] | None:
     """The wanted shape of a Reshape when it does not depend on the shape it starts from."""
     if node.op_type != "Reshape":
         return None
@@ -104,7 +104,7 @@ def _absolute_target(node: ir.Node) -> list[int] | None:
     return target if target and 0 not in target else None
 
 
-def _known_target(node: ir.Node, facts: Facts) -> list[int] | None:
+def known_target(node: ir.Node, facts: Facts) -> list[int] | None:
     """The shape of a value with at most one open dimension, as a Reshape wants it."""
     shape = shapes_of(facts).shape(node.outputs[0])
     if not shape:

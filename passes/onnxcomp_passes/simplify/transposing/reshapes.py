@@ -69,7 +69,7 @@ def _regrouped(place: Place, before: Shape, after: Shape) -> Move | None:
     own, other = (before, after) if place.is_input else (after, before)
     # Dimensions of one element have no place of their own: they are left out, and put back.
     own_ones, other_ones = _ones(own), _ones(other)
-    groups = _groups(
+    groups = groups_of(
         [own[axis] for axis in range(len(own)) if axis not in own_ones],
         [other[axis] for axis in range(len(other)) if axis not in other_ones],
     )
@@ -111,7 +111,7 @@ def _block_order(groups: Sequence[Sequence[int]], order: Order) -> list[int] | N
     return blocks
 
 
-def _groups(before: Dims, after: Dims) -> list[Group] | None:
+def groups_of(before: Dims, after: Dims) -> list[Group] | None:
     """Returns the finest groups of neighbours that a reshape keeps apart."""
     front = _paired(before, after)
     rest_before = list(range(sum(len(pair[0]) for pair in front), len(before)))
