@@ -302,7 +302,9 @@ def _scan(s: Scope) -> None:
     )
     s.leave()
     names = [s.name() for _ in outputs]
-    more: dict[str, Any] = {"scan_output_directions": [s.integer(0, 2) for _ in collected]} if collected else {}
+    more: dict[str, Any] = (
+        {"scan_output_directions": [s.integer(0, 2) for _ in collected]} if collected else {}
+    )
     node = helper.make_node(
         "Scan", [*initial, *rows], names, body=graph, num_scan_inputs=len(rows),
         scan_input_directions=[s.integer(0, 2) for _ in rows], **more,
@@ -337,7 +339,9 @@ def _function(s: Scope) -> None:
     body.fill(body.integer(2, 6))
     outputs = _distinct(body, [FLOAT] * body.integer(1, 4))
     imports = [helper.make_opsetid("", s.opset)]
-    for name in {f"F{len(s.functions)}", *([f"F{len(s.functions) + 1}"] if s.chance(0.3) else [])}:
+    # Sometimes twice under two names.
+    for _ in range(1 + s.chance(0.3)):
+        name = f"F{len(s.functions)}"
         made = helper.make_function("local", name, inputs, outputs, body.nodes, imports)
         s.functions.append(made)
 

@@ -20,6 +20,8 @@ PASSES = (
     "merge-branches",
     "simplify-loops",
     "hoist-invariants",
+    "simplify-functions",
+    "unroll-loops",
     "share-common",
     "eliminate-dead",
     "eliminate-identity",

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # A loop that runs once becomes its body and an Unsqueeze for each output that it collects.
 _MOST_COLLECTED = 2
+# Before this version a Constant node could make floating point numbers only.
+_CONSTANTS_OF_ALL_TYPES = 9
 
 
 class SimplifyLoops(Pass):
@@ -62,13 +64,16 @@ class SimplifyLoops(Pass):
                     _simplify(node, ctx, versions.get(node.graph, 0))
             if ctx.edit.mark() == mark:
                 break
+            # What was carried and is no longer may have hidden shapes.
+            ctx.facts.keep({Carriers})
 
 
 def _simplify(node: ir.Node, ctx: Context, version: int) -> None:
     cycle = cycle_of(node, version)
     if cycle is None or len(_initials(cycle)) < cycle.states or _resolve(cycle, ctx, version):
         return
-    _bind_condition(cycle, ctx.edit)
+    if version >= _CONSTANTS_OF_ALL_TYPES:
+        _bind_condition(cycle, ctx.edit)
     cycle = _release_constant_states(cycle, ctx.edit)
     _share_collected(cycle, ctx.edit)
     _drop_unused(cycle, ctx.edit)
