@@ -98,6 +98,8 @@ def compared(
         outcome, detail = difference(expected, outputs, variant, exact=exact, half=half)
         if outcome in {"wrong", "overflow", "not finite"} and is_unstable(proto, feeds):
             outcome = "unstable"
+        elif outcome == "wrong" and variant == "not finite":
+            outcome = "not finite"
         elif outcome == "wrong" and variant == "large" and overflows(proto, got, feeds):
             outcome = "overflow"
         elif outcome == "wrong" and is_as_far(proto, feeds, expected, outputs):

@@ -80,3 +80,13 @@ def test_before_opset_9_a_body_gets_no_constant_node_of_whole_numbers() -> None:
     got = onnxcomp.optimize(functional).model.to_proto()
     onnx.checker.check_model(got, full_check=True)
     assert_same(functional, got, runtimes=["onnxruntime"])
+
+
+def test_before_opset_9_the_condition_of_a_loop_stays_computed() -> None:
+    proto = model(
+        f"{OLD} g (float[2] x) => (float[2] y) <int64 n = {{3}}, bool go = {{1}}> {{ y = Loop (n, go, x) "
+        "<body = b (int64 i, bool c, float[2] s) => (bool d, float[2] t) { d = Identity (c) t = Neg (s) }> }"
+    )
+    got = onnxcomp.optimize(proto).model.to_proto()
+    onnx.checker.check_model(got, full_check=True)
+    assert_same(proto, got, runtimes=["onnxruntime"])

@@ -89,7 +89,9 @@ def branch(d: Drawing, op_type: str) -> Value:
     with suppress(RefusedError):
         like = second.find(lambda v: v.dtype == one.dtype and v.shape == one.shape)
         second.one("Identity", [like.name])
-    two = _ends(second, lambda v: v.dtype == one.dtype and v.rank == one.rank)
+    # Before opset 11 both branches had to give the same shape.
+    free = d.opset >= 11
+    two = _ends(second, lambda v: _same_type(v, one) or (free and _alike(v, one)))
     return d.one("If", [condition], then_branch=_graph(first, [], [one]),
                  else_branch=_graph(second, [], [two]))  # fmt: skip
 
@@ -127,15 +129,21 @@ def loop(d: Drawing, op_type: str) -> list[Value]:
         body.one("Identity", [carried.name])
     after = _ends(body, lambda v: _same_type(v, state))
     outputs = [again, after]
-    if d.chance(0.6):
+    trips, starts = d.choice([0, 1, 2, 3]), d.chance(0.9)
+    # What a loop collects that never runs has sizes of 0 where the runtime knows none.
+    if d.chance(0.6) and trips and starts:
         outputs.append(_ends(body, lambda v: v.kind != "O"))
     if len({value.name for value in outputs}) < len(outputs):
         raise RefusedError("one value twice")
     infos = [_info(index), _info(go), _info(carried)]
     graph = _graph(body, infos, outputs)
-    trip = d.scalar(d.choice([0, 1, 2, 3]), "int64")
-    start = d.weight(np.array(d.chance(0.9))).name if d.chance(0.6) else ""
+    trip = d.scalar(trips, "int64")
+    start = d.weight(np.array(starts)).name if not starts or d.chance(0.6) else ""
     return d.node("Loop", [trip, start, state.name], len(outputs) - 1, body=graph)
+
+
+def _alike(one: Value, two: Value) -> bool:
+    return one.dtype == two.dtype and one.rank == two.rank
 
 
 def _same_type(one: Value, two: Value) -> bool:
