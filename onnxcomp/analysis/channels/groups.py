@@ -69,6 +69,7 @@ class ChannelMap:
         groups: What may be removed, in the order of the graph.
         producers: For an axis of a weight that makes channels the node that does.
         consumers: For an axis of a weight that reads channels the node that does.
+        ambiguous: Whether another preference would give other groups.
         contractions: Nodes that multiply two operands and sum up along an axis of each.
     """
 
@@ -77,6 +78,7 @@ class ChannelMap:
         self._positions = positions
         self.producers = roles.producers
         self.consumers = roles.consumers
+        self.ambiguous = positions.chosen
         self.contractions = tuple(roles.contractions)
         self._owners: dict[int, list[tuple[ir.Value, int]]] = defaultdict(list)
         for (value, axis), number in space.known():
@@ -154,6 +156,7 @@ def _apply(site: Site) -> None:
         site.freeze("nothing is known of the operator")
     else:
         rule(site)
+        site.close()
 
 
 def _close(model: Model, space: Space, shapes: ShapeMap) -> None:

@@ -40,10 +40,7 @@ def _convolution(site: Site, made: int, read: int) -> None:
         _grouped(site, group, source, weight, out, made)
     site.makes(site.input(1), made)
     site.makes(site.input(2), 0)
-    if group == 1:
-        site.contracts(0, 1, 1, read)
-    else:
-        site.reads(site.input(1), read)
+    site.contracts(site.input(0), 1, site.input(1), read)
 
 
 def _grouped(site: Site, group: int, source: Axes, weight: Axes, out: Axes, made: int) -> None:
@@ -86,7 +83,9 @@ def matmul(site: Site) -> None:
     batches = out[: len(out) - matrix]
     for axes in (left[:-2], right[:-2]):
         site.spread(axes, batches)
-    site.contracts(0, len(left) - 1, 1, len(right) - 2 if len(right) > 1 else 0)
+    site.contracts(
+        site.input(0), len(left) - 1, site.input(1), len(right) - 2 if len(right) > 1 else 0
+    )
     if len(right) > 1:
         site.makes(site.input(1), len(right) - 1)
     if len(left) > 1:
@@ -110,7 +109,7 @@ def gemm(site: Site) -> None:
     site.tie(left[rows], out[0])
     site.tie(left[inner], right[read])
     site.tie(right[made], out[1])
-    site.contracts(0, inner, 1, read)
+    site.contracts(site.input(0), inner, site.input(1), read)
     site.makes(site.input(1), made)
     bias = site.axes(site.input(2))
     site.spread(bias or [], out)
@@ -148,7 +147,7 @@ def _sums(site: Site, operands: list[str], result: str) -> None:
             if letter in result:
                 site.makes(site.input(index), place)
             elif len(operands) == 2 and index == 0 and letter in operands[1]:
-                site.contracts(0, place, 1, operands[1].index(letter))
+                site.contracts(site.input(0), place, site.input(1), operands[1].index(letter))
             elif len(operands) != 2 or letter not in operands[0]:
                 site.mix(known_axis(site, index, place))
 

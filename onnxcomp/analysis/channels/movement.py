@@ -157,6 +157,7 @@ def gather(site: Site) -> None:
     indices = array(site.input(1), limit=_MANY)
     size = site.size(source[axis])
     if indices is not None and indices.ndim == 1 and size is not None:
+        site.keep(picked[0], "it is a parameter")
         _take(site, out[axis], source[axis], np.where(indices < 0, indices + size, indices))
         return
     site.keep(source[axis], "its positions are picked by number")

@@ -77,5 +77,7 @@ def _roles(site: Site) -> None:
     site.makes(site.input(1), 1)
     site.makes(site.input(2), 1)
     site.makes(site.input(3), 1)
-    site.reads(site.input(1), 2)
-    site.reads(site.input(2), 2)
+    site.contracts(site.input(0), 2, site.input(1), 2)
+    for output in [output for output in site.node.outputs[:2] if output.name][:1]:
+        # What the recurrence reads is what the layer puts out: all steps, or the last one at least.
+        site.contracts(output, len(site.axes(output) or ()) - 1, site.input(2), 2)

@@ -35,6 +35,7 @@ class Site:
         self.space = space
         self.shapes = shapes
         self.roles = roles
+        self._seen: set[ir.Value] = set()
 
     def input(self, index: int) -> ir.Value | None:
         """Returns an input, None when it is left out."""
@@ -45,6 +46,7 @@ class Site:
         shape = self.shapes.shape(value)
         if value is None or shape is None:
             return None
+        self._seen.add(value)
         return [
             self.space.axis(value, index, size) if isinstance(size, int) and size > 0 else None
             for index, size in enumerate(shape)
@@ -87,6 +89,14 @@ class Site:
         for one, other in zip(ones, others, strict=True):
             self.tie(one, other)
 
+    def close(self) -> None:
+        """Keeps what the rule did not look at: shapes, bounds and other parameters."""
+        for value in dict.fromkeys((*self.node.inputs, *self.node.outputs)):
+            if value in self._seen:
+                continue
+            for axis in self.axes(value) or ():
+                self.keep(axis, "it is a parameter")
+
     def spread(self, axes: Axes, out: Axes) -> None:
         """States that an operand is spread over a result, compared from the right (broadcasting)."""
         for one, other in zip(reversed(axes), reversed(out), strict=False):
@@ -119,9 +129,10 @@ class Site:
         if value is not None and constant(value) is not None:
             self.roles.consumers[(value, axis)] = self.node
 
-    def contracts(self, one: int, axis: int, other: int, along: int) -> None:
-        """Notes that two operands are multiplied and summed up along an axis of each."""
-        left, right = self.input(one), self.input(other)
+    def contracts(
+        self, left: ir.Value | None, axis: int, right: ir.Value | None, along: int
+    ) -> None:
+        """Notes that two values are multiplied and summed up along an axis of each."""
         if left is not None and right is not None:
             self.roles.contractions.append(Contraction(self.node, (left, axis), (right, along)))
             self.reads(left, axis)

@@ -139,6 +139,10 @@ class Positions:
 
     An axis that is a product can lose whole slices along one factor only: heads, or the same part of
     each head. Where several factors could, `prefer` decides; the others keep their positions.
+
+    Attributes:
+        frozen: Why a set must stay, by the number that speaks for it.
+        chosen: Whether `prefer` decided anything.
     """
 
     def __init__(self, space: Space, prefer: Prefer = "large") -> None:
@@ -147,6 +151,7 @@ class Positions:
         self._start: dict[int, int] = {}
         self._union = Union()
         self.frozen: dict[int, str] = {}
+        self.chosen = False
         self._open: list[Product] = list(space.products)
         self._lay_out()
         for take in space.takes:
@@ -208,6 +213,7 @@ class Positions:
             undecided = [product for product in self._open if not self._decide(product)]
             if len(undecided) == len(self._open):
                 product, factor = self._choose(undecided)
+                self.chosen = True
                 self._cut(product, factor)
                 undecided.remove(product)
             self._open = undecided
