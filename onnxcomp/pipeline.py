@@ -292,15 +292,15 @@ class _Run:
     def outcome(self, step: Pass, ctx: Context, start: float) -> Outcome:
         """Records what a pass did."""
         seconds = time.perf_counter() - start
-        if self.edit.trace is not None:
-            self.edit.trace.close("", self.edit.mark())
+        trace = self.edit.trace
+        nodes = sum(1 for _ in self.model.nodes()) if trace is not None else 0
         return Outcome(
             recipe.format_step(step),
             self.edit.changed,
             dict(sorted(self.edit.stats.items())),
             tuple(ctx.diagnostics),
             seconds,
-            changes=() if self.edit.trace is None else self.edit.trace.changes(),
+            changes=() if trace is None else trace.finish(self.edit.mark(), nodes),
         )
 
     def take_back(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from hypothesis import HealthCheck, given, settings
+
 import onnxcomp
 from onnxcomp.diagnostics import Location
 from onnxcomp.ir import Edit, Model
 from onnxcomp.ir.trace import Trace
 from onnxcomp.pipeline import Pipeline
 from tests.helpers import text
+from tests.helpers.check import serialized
+from tests.helpers.strategies import graphs
 
 if TYPE_CHECKING:
     from onnxcomp.explanation import Explanation
@@ -163,3 +167,60 @@ def test_reasons_that_differ_in_names_only_are_told_once() -> None:
     said = str(found)
     assert said.count("FBN101") == 2
     assert "likewise at 1 more" in said
+
+
+GELU = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[2, 8] x) => (float[2, 8] y) <float two = {1.4142135}, float one = {1}, float half = {0.5}> {
+      a = Div (x, two)
+      b = Erf (a)
+      c = Add (b, one)
+      d = Mul (x, c)
+      [last] y = Mul (d, half)
+    }
+"""
+
+
+def test_what_a_newer_opset_could_do_is_told_when_asked() -> None:
+    found = explained(GELU, "fuse-activations").near_misses
+    assert [(miss.code, miss.where, miss.hint) for miss in found] == [
+        ("FAC101", (Location("Mul", "last"),), "optimize --opset 20")
+    ]
+    assert "opset 20 has an operator for that, the model has opset 17" in found[0].why
+    assert not Pipeline.parse("fuse-activations").run(text.model(GELU)).diagnostics
+    newer = GELU.replace('"" : 17', '"" : 20')
+    assert not explained(newer, "fuse-activations").near_misses
+
+
+def test_a_factor_at_the_beginning_of_a_gate_is_no_near_miss() -> None:
+    graph = """
+        g (float[2, 8] x) => (float[2, 8] y) <float[8, 8] w, float[8] b, float[8] k> {
+          c = Gemm (x, w, b)
+          a = Mul (c, k)
+          s = Sigmoid (a)
+          y = Mul (c, s)
+        }
+    """
+    assert not explained(graph, "fuse-affine").near_misses
+    assert explained(graph.replace("Sigmoid", "Neg"), "fuse-affine").near_misses
+
+
+@settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(drawn=graphs())
+def test_to_explain_changes_nothing(drawn: str) -> None:
+    made = [
+        onnxcomp.optimize(text.model(drawn), explain=explain, verify=False)
+        for explain in (False, True)
+    ]
+    plain, explained_too = (serialized(result.model.to_proto()) for result in made)
+    assert plain == explained_too
+    rows = made[1].explanation.passes
+    before, after = (Model.load(text.model(drawn)), made[1].model)
+    difference = len(list(after.nodes())) - len(list(before.nodes()))
+    assert sum(row.nodes for row in rows) == difference
+    assert str(made[1].explanation) is not None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnxcomp.diagnostics import Location
+from onnxcomp.ir.ops import subgraphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,7 +74,10 @@ class Trace:
         self._events.append(_Event(mark, "added", node, Location.of(node)))
 
     def removed(self, node: ir.Node, mark: int) -> None:
-        """Notes a node that goes."""
+        """Notes a node that goes, with the graphs that it carries."""
+        for graph in subgraphs(node):
+            for inner in graph:
+                self.removed(inner, mark)
         self._events.append(_Event(mark, "removed", node, self._where(node)))
 
     def changed(self, node: ir.Node, mark: int) -> None:
@@ -125,6 +129,21 @@ class Trace:
         self._events.clear()
         if change.before or change.after or change.bytes:
             self._changes.append((mark, change))
+
+    def finish(self, mark: int, nodes: int) -> tuple[Change, ...]:
+        """Returns all changes of a pass.
+
+        Args:
+            mark: Where the journal ends.
+            nodes: How many nodes the model has now: those that moved from one graph to another or came
+                inside of others were not told one by one.
+        """
+        self.close("", mark)
+        made = [change for _, change in self._changes]
+        rest = nodes - len(self._order) - sum(change.nodes for change in made)
+        if rest:
+            made.append(Change("", (), (), rest, 0))
+        return tuple(made)
 
     def _sorted(self, nodes: Iterable[ir.Node]) -> list[ir.Node]:
         # A node that the pass itself made earlier has no place; it counts as last.

@@ -14,6 +14,7 @@ from onnxcomp.ir.ops import (
     constant,
     has_reference_attribute,
     input_at,
+    is_op,
     is_training,
 )
 from onnxcomp.ir.ops import single_use as only_reader
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+_CURVES = ("Erf", "Tanh", "Sigmoid", "HardSigmoid", "Clip", "Softplus")
 # Constants with more elements are no factors per channel.
 LARGEST_FACTOR = 1 << 20
 
@@ -218,6 +220,8 @@ class FuseBehind:
         affine = arithmetic(node, linear.rank, linear.axis, linear.outputs) if beside else None
         if affine is None or affine.source is not source or completes_a_formula(node):
             return None
+        if any(is_op(usage.node, *_CURVES) for usage in node.outputs[0].uses()):
+            return None  # the beginning of a GELU or another gate
         return Miss(f"{Location.of(linear.node)} before it {beside}", near=True)
 
     def apply(self, match: Match[Fused], edit: Edit) -> None:

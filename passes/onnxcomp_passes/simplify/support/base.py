@@ -52,6 +52,10 @@ class LocalPass(RulePass):
     def run(self, ctx: Context) -> None:
         if ctx.facts.get(OpsetFloor()) >= self.minimum_opset:
             super().run(ctx)
+        if ctx.edit.trace is not None and self.near_miss_code:
+            from onnxcomp_passes.simplify.support.supposing import report_newer
+
+            report_newer(ctx, self.rules(), self.near_miss_code, self.minimum_opset)
 
 
 def shapes_of(facts: Facts) -> ShapeMap:
