@@ -1,10 +1,12 @@
-"""Every case of the onnx backend suite through `optimize`: does each keep its result?
+"""Every case of the onnx backend suite through `optimize` and each pass: does each keep its result?
 
     python benchmarks/backend_suite.py [--kinds node simple ...] [--stride N] [--limit N] [--resume]
+                                       [--passes NAME ... | none]
 
-Each case is optimized in-process through the Python API. The original and the optimized model are
-then both run with onnx's ReferenceEvaluator and with onnxruntime (its own optimization disabled), on
-the inputs that the case brings. Outcomes, the worse of both evaluators:
+Each case is optimized in-process through the Python API, and rewritten by every lossless pass alone.
+The original and what became of it are then both run with onnx's ReferenceEvaluator and with
+onnxruntime (its own optimization disabled), on the inputs that the case brings. Outcomes, the worse
+of both evaluators:
 
     exact      the same bits, types and shapes
     tolerance  equal within the tolerances of the case
@@ -61,6 +63,15 @@ class Case:
     atol: float = 1e-7
     # The reference evaluator needs minutes for whole networks.
     evaluators: tuple[str, ...] = ("reference", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the original makes of the inputs of a case."""
+
+    feeds: dict[str, Any]
+    outputs: list[Any]
+    stable: bool
 
 
 @dataclass
@@ -180,33 +191,72 @@ def _light_case(path: Path) -> Case:
 # ---------------------------------------------------------------- one case
 
 
-def optimize(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The recipe of `optimize`, in-process, without the comparison that would take a wrong pass back."""
-    from onnxcomp.optimization import SIMPLIFY
+def rewritten(model: onnx.ModelProto, recipe: str) -> tuple[onnx.ModelProto, bool]:
+    """What a recipe makes, without the comparison that would take a wrong pass back; and if anything."""
     from onnxcomp.pipeline import Pipeline
 
-    return Pipeline.parse(SIMPLIFY).run(model).model.to_proto()
+    result = Pipeline.parse(recipe).run(model)
+    return result.model.to_proto(), result.changed
 
 
-def judge(case: Case) -> Row:
-    """Optimizes one case and compares."""
-    from onnxcomp.errors import UserError
+def lossless_passes() -> list[str]:
+    """Every lossless pass that needs no options."""
+    from onnxcomp import registry
 
-    row: Row = {"name": case.name, "kind": case.kind}
+    kinds = [info.load() for info in registry.passes().values() if not info.problem()]
+    return [
+        kind.name
+        for kind in kinds
+        if kind.lossless
+        and not kind.needs
+        and not any(option.is_required() for option in kind.model_fields.values())
+    ]
+
+
+def judge(case: Case, passes: Sequence[str]) -> Row:
+    """Optimizes one case, runs every pass alone on it, and compares."""
+    from onnxcomp.optimization import SIMPLIFY
+
     model = case.model()
+    expected = {name: _expected(case, model, name) for name in case.evaluators}
+    row = {"name": case.name, "kind": case.kind, **_judge_recipe(case, model, SIMPLIFY, expected)}
+    alone = {}
+    for name in passes:
+        found = _judge_recipe(case, model, name, expected)
+        if found["outcome"] != "untouched":
+            alone[name] = [found["outcome"], found["detail"]]
+    return {**row, "passes": alone}
+
+
+def _judge_recipe(
+    case: Case, model: onnx.ModelProto, recipe: str, expected: dict[str, Expected | None]
+) -> Row:
+    from onnxcomp.errors import PassFailedError, UserError
+
     try:
-        optimized = optimize(model)
+        optimized, changed = rewritten(model, recipe)
+    except PassFailedError as error:
+        return {"outcome": "error", "detail": _line(error)}
     except UserError as error:
-        return {**row, "outcome": "refused", "detail": _line(error)}
+        return {"outcome": "refused", "detail": _line(error)}
     except Exception as error:  # noqa: BLE001  (what this counts)
-        return {**row, "outcome": "error", "detail": _line(f"{type(error).__name__}: {error}")}
-    row |= {"nodes": len(model.graph.node), "nodes_after": len(optimized.graph.node)}
-    results = {name: _compare(case, model, optimized, name) for name in case.evaluators}
+        return {"outcome": "error", "detail": _line(f"{type(error).__name__}: {error}")}
+    if not changed and "," not in recipe:
+        return {"outcome": "untouched", "detail": ""}
+    results = {
+        name: _compare(case, found, optimized, name) if found else ("unchecked", "")
+        for name, found in expected.items()
+    }
+    if recipe == "convert-opset":  # an evaluator need not know the new opset
+        results = {
+            k: r if "NOT_IMPL" not in r[1] else ("unchecked", "") for k, r in results.items()
+        }
     outcome, detail = max(results.values(), key=lambda result: _BADNESS[result[0]])
     if outcome == "unchecked":
         outcome, detail = _check(model, optimized)
     kept = ", ".join(name for name, result in results.items() if result[0] != "unchecked")
-    return {**row, "outcome": outcome, "detail": detail, "evaluators": kept}
+    sizes = {"nodes": len(model.graph.node), "nodes_after": len(optimized.graph.node)}
+    return {**sizes, "outcome": outcome, "detail": detail, "evaluators": kept}
 
 
 def _line(text: object) -> str:
@@ -227,23 +277,28 @@ def _check(model: onnx.ModelProto, optimized: onnx.ModelProto) -> tuple[str, str
     return "unchecked", ""
 
 
-def _compare(
-    case: Case, model: onnx.ModelProto, optimized: onnx.ModelProto, evaluator: str
-) -> tuple[str, str]:
-    run = {"reference": _run_reference, "onnxruntime": _run_onnxruntime}[evaluator]
+def _expected(case: Case, model: onnx.ModelProto, evaluator: str) -> Expected | None:
+    run = _RUN[evaluator]
     feeds = dict(zip(_input_names(model), case.inputs(), strict=False))
     feeds = {name: value for name, value in feeds.items() if name}
     try:
-        expected, again = run(model, feeds), run(model, feeds)
+        outputs, again = run(model, feeds), run(model, feeds)
     except Exception:  # noqa: BLE001  (an evaluator may lack anything)
-        return "unchecked", ""
-    try:
-        got = run(optimized, feeds)
-    except Exception as error:  # noqa: BLE001  (the same)
-        return "wrong", _line(f"{evaluator} no longer runs it: {error}")
-    stable = all(_equal(a, b) for a, b in zip(expected, again, strict=True))
+        return None
+    stable = all(_equal(a, b) for a, b in zip(outputs, again, strict=True))
     # Few coin tosses may come out alike twice.
     stable &= all(node.op_type != "Bernoulli" for node in model.graph.node)
+    return Expected(feeds, outputs, stable)
+
+
+def _compare(
+    case: Case, found: Expected, optimized: onnx.ModelProto, evaluator: str
+) -> tuple[str, str]:
+    expected, stable = found.outputs, found.stable
+    try:
+        got = _RUN[evaluator](optimized, found.feeds)
+    except Exception as error:  # noqa: BLE001  (the same)
+        return "wrong", _line(f"{evaluator} no longer runs it: {error}")
     outcomes = [_judge_value(a, b, case) for a, b in zip(got, expected, strict=True)]
     worst = max(outcomes, key=lambda outcome: _BADNESS[outcome], default="exact")
     if not stable:
@@ -269,6 +324,9 @@ def _run_onnxruntime(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]
     session = open_session(model.SerializeToString(), optimize=False)
     known = {value.name for value in session.get_inputs()}
     return list(session.run(None, {name: feeds[name] for name in feeds if name in known}))
+
+
+_RUN = {"reference": _run_reference, "onnxruntime": _run_onnxruntime}
 
 
 def _judge_value(got: Any, expected: Any, case: Case) -> str:
@@ -311,19 +369,19 @@ def _equal(a: Any, b: Any) -> bool:
 # ---------------------------------------------------------------- all of them
 
 
-def _work(cases: Sequence[Case], path: Path) -> None:
+def _work(cases: Sequence[Case], path: Path, passes: Sequence[str]) -> None:
     journal = Journal(path)
     for case in cases:
         journal.write({"name": case.name, "kind": case.kind, "outcome": "crashed"})
-        journal.write(judge(case))
+        journal.write(judge(case, passes))
 
 
-def _run_all(cases: Sequence[Case], journal: Journal) -> None:
+def _run_all(cases: Sequence[Case], journal: Journal, passes: Sequence[str]) -> None:
     context = multiprocessing.get_context("fork")
     todo = [case for case in cases if case.name not in journal.rows]
     while todo:
         batch, todo = todo[:BATCH], todo[BATCH:]
-        child = context.Process(target=_work, args=(batch, journal.path))
+        child = context.Process(target=_work, args=(batch, journal.path, passes))
         child.start()
         child.join(BATCH_SECONDS)
         if child.is_alive():
@@ -347,6 +405,7 @@ def main() -> int:
     options.add_argument("--cases", nargs="+", default=[], help="only these names")
     options.add_argument("--stride", type=int, default=1, help="every Nth case")
     options.add_argument("--limit", type=int, help="at most so many cases")
+    options.add_argument("--passes", nargs="+", default=[], help="only these alone, or none (all)")
     options.add_argument("--resume", action="store_true", help="go on with the journal")
     chosen = options.parse_args()
     output: Path = chosen.output or RESULTS / "backend_suite.json"
@@ -357,7 +416,8 @@ def main() -> int:
     else:
         journal.path.unlink(missing_ok=True)
     cases = _selected(chosen)
-    _run_all(cases, journal)
+    passes = chosen.passes if chosen.passes not in ([], ["none"]) else []
+    _run_all(cases, journal, passes if chosen.passes else lossless_passes())
     return _report(output, [journal.rows[case.name] for case in cases])
 
 
@@ -376,6 +436,7 @@ def _report(output: Path, rows: Sequence[Row]) -> int:
             table.append({"kind": kind, "cases": counts.total(), **counts})
     counts = _counts(rows)
     table.append({"kind": "all", "cases": counts.total(), **counts})
+    table += _by_pass(rows)
     shrunk = sum(row.get("nodes_after", 0) < row.get("nodes", 0) for row in rows)
     notes = [f"cases whose graph got fewer nodes: {shrunk}"]
     notes += [
@@ -383,11 +444,27 @@ def _report(output: Path, rows: Sequence[Row]) -> int:
         for row in rows
         if row["outcome"] in (*BAD, "refused")
     ]
+    notes += [
+        f"{found[0]}: {row['name']}, {name} alone: {found[1]}"
+        for row in rows
+        for name, found in row.get("passes", {}).items()
+        if found[0] in (*BAD, "refused") and row["outcome"] != "refused"
+    ]
     title = "onnx backend suite through optimize"
     write_results(output, title, table, ["kind", "cases", *OUTCOMES], notes=notes)
     output.with_suffix(".cases.json").write_text(json.dumps(rows, indent=0) + "\n")
     say(output.with_suffix(".md").read_text())
-    return int(any(counts[outcome] for outcome in BAD))
+    return int(any(line.get(outcome, 0) for line in table for outcome in BAD))
+
+
+def _by_pass(rows: Sequence[Row]) -> list[Row]:
+    """What came of each pass alone, in the cases that it changed."""
+    names = sorted({name for row in rows for name in row.get("passes", {})})
+    lines = []
+    for name in names:
+        counts = Counter(row["passes"][name][0] for row in rows if name in row.get("passes", {}))
+        lines.append({"kind": f"{name} alone", "cases": counts.total(), **counts})
+    return lines
 
 
 if __name__ == "__main__":
