@@ -13,10 +13,10 @@ from onnxcomp.ir.renames import declare_opset
 from onnxcomp_passes.convert.down import DOWN, LOWEST
 from onnxcomp_passes.convert.site import Obstacle, Site
 from onnxcomp_passes.convert.up import OLDEST, REVIEWED, UP
-from onnxcomp_passes.simplify.scopes import scope_versions
+from onnxcomp_passes.simplify.scopes import nested, scope_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from onnxcomp.ir import Edit, Model, ir
     from onnxcomp_passes.convert.site import Knowledge
@@ -49,33 +49,56 @@ def convert(model: Model, edit: Edit, known: Knowledge, target: int) -> list[Blo
     Returns:
         What is in the way, empty when the conversion is complete.
     """
-    if blocked := _bounds(model, target):
+    versions = scope_versions(model)
+    if blocked := _bounds(versions.values(), target):
         return [blocked]
-    found: list[Blocked] = []
-    made: dict[Any, ir.Value] = {}
-    for graph, version in scope_versions(model).items():
-        for node in list(graph) if version and version != target else ():
-            if node.op_identifier() in model.core.functions:
-                continue
-            site = Site(node, edit, known, target, made)
-            reason, at = _convert(site, version)
-            if reason:
-                found.append(Blocked(node, reason, at))
+    found = _convert_scopes(model, edit, known, versions, target)
     functions = model.core.functions.values()
     for imports in (model.opset_imports, *(function.opset_imports for function in functions)):
-        if any(imports.get(domain, target) != target for domain in ("", "ai.onnx")):
-            declare_opset(edit, imports, target)
+        _declare(edit, imports, target)
     return found
 
 
-def _bounds(model: Model, target: int) -> Blocked | None:
+def convert_function(
+    model: Model, edit: Edit, known: Knowledge, function: ir.Function
+) -> list[Blocked]:
+    """Converts one local function to the opset of the model; see `convert`."""
+    versions = scope_versions(model)
+    own = {graph: versions[graph] for graph in nested(function.graph)}
+    if blocked := _bounds(own.values(), model.opset):
+        return [blocked]
+    found = _convert_scopes(model, edit, known, own, model.opset)
+    _declare(edit, function.opset_imports, model.opset)
+    return found
+
+
+def _declare(edit: Edit, imports: dict[str, int], target: int) -> None:
+    if any(imports.get(domain, target) != target for domain in ("", "ai.onnx")):
+        declare_opset(edit, imports, target)
+
+
+def _convert_scopes(
+    model: Model, edit: Edit, known: Knowledge, versions: Mapping[ir.Graph, int], target: int
+) -> list[Blocked]:
+    found: list[Blocked] = []
+    made: dict[Any, ir.Value] = {}
+    for graph, version in versions.items():
+        for node in list(graph) if version and version != target else ():
+            if node.op_identifier() in model.core.functions:
+                continue
+            reason, at = _convert(Site(node, edit, known, target, made), version)
+            if reason:
+                found.append(Blocked(node, reason, at))
+    return found
+
+
+def _bounds(versions: Iterable[int], target: int) -> Blocked | None:
     newest = min(REVIEWED, defs.onnx_opset_version())
-    versions = [version for version in scope_versions(model).values() if version]
     if target > newest:
         return Blocked(
             None, f"opset {target} is not known here, the newest is {newest}", newest + 1
         )
-    for version in sorted(set(versions)):
+    for version in sorted(set(versions) - {0}):
         if version > newest:
             return Blocked(None, f"opset {version} is not known here, the newest is {newest}")
         if version < OLDEST < target:
