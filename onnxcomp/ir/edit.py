@@ -399,6 +399,8 @@ class Edit:
         self._journal.append(undo)
 
     def _rename(self, value: ir.Value, name: str) -> None:
+        if self.trace is not None:
+            self.trace.renaming(value)
         old = value.name
         value.name = name
         self._journal.append(lambda: setattr(value, "name", old))

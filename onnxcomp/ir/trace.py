@@ -62,7 +62,13 @@ class Trace:
         self._events.clear()
         self._changes.clear()
         self._order = {node: index for index, node in enumerate(nodes)}
-        self._names = {node: Location.of(node).name for node in self._order}
+        self._names.clear()
+
+    def renaming(self, value: ir.Value) -> None:
+        """Keeps the name of a node that is told by its output's, before that gets another one."""
+        node = value.producer()
+        if node is not None:
+            self._names.setdefault(node, Location.of(node).name)
 
     def _where(self, node: ir.Node) -> Location:
         """The place of a node under the name that it had at first: outputs are renamed on the way."""

@@ -126,8 +126,12 @@ def near_lines(explanation: Explanation, *, verbose: bool = False) -> list[str]:
 
 def _near_lines(alike: Sequence[NearMiss], *, verbose: bool) -> list[str]:
     first = alike[0]
-    where = _some([str(place) for place in first.where], SHOWN_PLACES, verbose=verbose)
-    found = [f"{first.code} {where}: {first.why}"]
+    places = [str(place) for place in first.where]
+    if len(places) == 1:
+        found = [f"{first.code} {places[0]}: {first.why}"]
+    else:
+        shown = _some(places, SHOWN_PLACES, verbose=verbose, separator="; ")
+        found = [f"{first.code} {len(places)} x {first.why}", f"    at {shown}"]
     if len(alike) > 1:
         found.append(f"    likewise at {sum(len(miss.where) for miss in alike[1:])} more")
-    return [*found, *([f"    {first.hint}"] if first.hint else [])]
+    return [*found, *([f"    hint: {first.hint}"] if first.hint else [])]
