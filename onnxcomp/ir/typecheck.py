@@ -13,6 +13,7 @@ from onnx import TensorProto, shape_inference
 
 from onnxcomp.diagnostics import Diagnostic, Severity
 from onnxcomp.errors import ModelError, quoted
+from onnxcomp.ir.fragile import may_kill_inference
 from onnxcomp.ir.tensors import BITS, byte_count
 from onnxcomp.ir.walk import scopes, tensors
 
@@ -86,7 +87,7 @@ def check_types(model: ModelProto) -> tuple[Diagnostic, ...]:
     """Checks that types and shapes of a model do not contradict each other.
 
     `check_structure` comes first. A model with sparse initializers is not looked at: inference
-    knows nothing of them and refuses valid models.
+    knows nothing of them and refuses valid models. Nor is one at which native code could die.
 
     Returns:
         A remark when shapes are declared that cannot be: the model runs all the same.
@@ -97,6 +98,8 @@ def check_types(model: ModelProto) -> tuple[Diagnostic, ...]:
     for scope in scopes(model):
         if scope.graph is not None and scope.graph.sparse_initializer:
             return ()
+    if may_kill_inference(model):
+        return ()
     stripped = without_weights(model)
     declared = _contradiction(stripped)
     if not declared:

@@ -90,3 +90,22 @@ def test_before_opset_9_the_condition_of_a_loop_stays_computed() -> None:
     got = onnxcomp.optimize(proto).model.to_proto()
     onnx.checker.check_model(got, full_check=True)
     assert_same(proto, got, runtimes=["onnxruntime"])
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "EyeLike <dtype = 7> (a)",
+        'RegexFullMatch <pattern = "a"> (a)',
+        "EyeLike <dtype = 1, k = 1> (a)",
+    ],
+)
+def test_inference_does_not_die_of_a_type_that_it_does_not_know(node: str) -> None:
+    proto = model(
+        '<ir_version: 10, opset_import: ["" : 21, "own" : 1]> '
+        f"g (float[2, 2] x) => (y) {{ a = own.Unknown (x) b = Identity (a) y = {node} }}".replace(
+            "(y)", "(float[2, 2] y)"
+        )
+    )
+    got = onnxcomp.optimize(proto).model.to_proto()
+    assert got.graph.node[-1].op_type == proto.graph.node[-1].op_type
