@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from typing_extensions import override
 
 from onnxcomp.diagnostics import Location
-from onnxcomp.ir.ops import standard_op
+from onnxcomp.ir.ops import standard_op, use_count
 from onnxcomp.passbase import Pass
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _around(touched: list[ir.Node], hubs: dict[ir.Node, None]) -> Iterator[ir.No
     """
     for node in touched:
         yield node
-        if len(node.inputs) + sum(len(value.uses()) for value in node.outputs) > MANY_NEIGHBOURS:
+        if len(node.inputs) + sum(use_count(value) for value in node.outputs) > MANY_NEIGHBOURS:
             hubs[node] = None
         else:
             yield from _neighbours(node)

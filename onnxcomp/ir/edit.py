@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcomp.ir.backend import ir
-from onnxcomp.ir.ops import subgraphs
+from onnxcomp.ir.ops import is_read, subgraphs
 from onnxcomp.ir.storage import named
 
 if TYPE_CHECKING:
@@ -472,7 +472,7 @@ class Edit:
     def drop_initializer(self, value: ir.Value) -> None:
         """Removes an initializer that nobody reads."""
         graph = value.graph
-        if graph is None or not value.is_initializer() or value.uses() or value.is_graph_output():
+        if graph is None or not value.is_initializer() or is_read(value):
             raise ValueError(f"not an unused initializer: {value.name}")
         order = list(graph.initializers.values())
         graph.initializers.pop(value.name or "")
@@ -561,7 +561,7 @@ def _scope(node: ir.Node) -> ir.Graph:
 
 
 def _is_used(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
+    return is_read(value)
 
 
 def _following(graph: ir.Graph, node: ir.Node) -> ir.Node | None:

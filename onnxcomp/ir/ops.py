@@ -224,7 +224,16 @@ def bit_width(dtype: ir.DataType | None) -> int:
 
 def single_use(value: ir.Value) -> ir.Node | None:
     """Returns the only node that reads a value once; None when there are more uses or it is an output."""
-    uses = value.uses()
-    if len(uses) != 1 or value.is_graph_output():
+    if use_count(value) != 1 or value.is_graph_output():
         return None
-    return next(iter(uses)).node
+    return next(iter(value.uses())).node
+
+
+def use_count(value: ir.Value) -> int:
+    """Returns how often nodes read a value; `value.uses()` copies what may be thousands of uses."""
+    return len(value._uses)
+
+
+def is_read(value: ir.Value) -> bool:
+    """Returns whether some node reads a value, or it leaves the graph."""
+    return use_count(value) > 0 or value.is_graph_output()

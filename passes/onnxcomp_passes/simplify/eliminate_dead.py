@@ -9,7 +9,14 @@ from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.ir.operators import Operator, operator
-from onnxcomp.ir.ops import OVERRIDABLE, PROTECTED, STANDARD_DOMAINS, standard_op, subgraphs
+from onnxcomp.ir.ops import (
+    OVERRIDABLE,
+    PROTECTED,
+    STANDARD_DOMAINS,
+    is_read,
+    standard_op,
+    subgraphs,
+)
 from onnxcomp.ir.regions import drop_branch_output, leave_out_output
 from onnxcomp.passbase import Pass
 from onnxcomp_passes.simplify.scopes import scope_versions
@@ -80,7 +87,7 @@ def _is_dead(node: ir.Node) -> bool:
 
 
 def _is_used(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
+    return is_read(value)
 
 
 def _trim(node: ir.Node, versions: dict[ir.Graph, int], edit: Edit) -> None:

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import constant, is_op
+from onnxcomp.ir.ops import constant, is_op, is_read
 from onnxcomp.passbase import Pass
 from onnxcomp_passes.simplify.folding import reshapes
 from onnxcomp_passes.simplify.folding.evaluate import Evaluator
@@ -176,4 +176,4 @@ def _is_gone(value: ir.Value) -> bool:
 
 
 def _is_in_use(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output()
+    return is_read(value)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
-from onnxcomp.ir.ops import constant, is_pure, standard_op, subgraphs
+from onnxcomp.ir.ops import constant, is_pure, standard_op, subgraphs, use_count
 from onnxcomp.passbase import Pass
 from onnxcomp_passes.simplify.equality import EqualTensors, node_key, visible_pairs
 
@@ -96,7 +96,7 @@ def _scopes(root: ir.Graph) -> list[tuple[ir.Graph, tuple[ir.Graph, ...]]]:
 
 
 def _is_sharable(value: ir.Value) -> bool:
-    if value.is_graph_input() or value.is_graph_output() or not value.uses():
+    if value.is_graph_input() or value.is_graph_output() or not use_count(value):
         return False
     return constant(value) is not None and _ANNOTATION not in value.meta
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from onnxcomp.analysis.shapes import ShapeMap, Shapes
-from onnxcomp.ir.ops import standard_op
+from onnxcomp.ir.ops import is_read, standard_op
 from onnxcomp.rules import RulePass
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def shapes_of(facts: Facts) -> ShapeMap:
 
 def is_used(value: ir.Value) -> bool:
     """Whether anything reads a value."""
-    return bool(value.uses()) or value.is_graph_output()
+    return is_read(value)
 
 
 def aliasable(old: ir.Value, new: ir.Value) -> bool:
