@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from onnxcomp.analysis.facts import Facts
     from onnxcomp.analysis.symbolic.dims import Item
-    from onnxcomp.analysis.symbolic.sizes import Sizes
+    from onnxcomp.analysis.symbolic.known import Sizes
     from onnxcomp.analysis.symbolic.vectors import Vector
     from onnxcomp.ir import Model
     from onnxcomp.signature import Shape

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING
 
-from onnxcomp.analysis.symbolic import dims, windows
-from onnxcomp.analysis.symbolic.dims import Item
+from onnxcomp.analysis.symbolic import dims, parts, windows
 from onnxcomp.ir.ops import attribute, input_at, integers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from onnxcomp.analysis.symbolic.vectors import Vector
+    from onnxcomp.analysis.symbolic.dims import Item
+    from onnxcomp.analysis.symbolic.known import Known, Sizes
     from onnxcomp.ir import ir
-
-Sizes: TypeAlias = tuple[Item, ...]
-
-# An end as large as this means "to the end" whatever the dimension (the specification says so).
-TO_THE_END = 2**31 - 1
-
-
-class Known(Protocol):
-    """Whoever knows sizes and contents of operands."""
-
-    def sizes(self, value: ir.Value | None) -> Sizes | None:
-        """Returns the dimensions of a value, None for an unknown rank."""
-        ...
-
-    def vector(self, value: ir.Value | None) -> Vector | None:
-        """Returns what is known of the contents of an integer vector."""
-        ...
 
 
 def derived(known: Known, node: ir.Node) -> Sizes | None:
@@ -44,23 +27,10 @@ def derived(known: Known, node: ir.Node) -> Sizes | None:
 def derived_all(known: Known, node: ir.Node) -> list[Sizes | None]:
     """Returns the dimensions of each output of a node, as far as they follow."""
     if node.op_type == "Split":
-        return _split(known, node)
+        return parts.split(known, node)
     if node.op_type in {"LSTM", "GRU", "RNN"}:
         return _recurrent(known, node)
     return [derived(known, node)]
-
-
-def _split(known: Known, node: ir.Node) -> list[Sizes | None]:
-    shape, axis = known.sizes(input_at(node, 0)), attribute(node, "axis") or 0
-    given = "split" in node.attributes or input_at(node, 1) is not None
-    parts = _bound(known, node, "split", 1) if given else None
-    if not shape or not isinstance(axis, int) or (given and parts is None):
-        return []
-    if parts is None:
-        # Equal parts, of which the last may be smaller in newer versions: only one is no question.
-        parts = (shape[axis],) if len(node.outputs) == 1 else (None,) * len(node.outputs)
-    axis %= len(shape)
-    return [(*shape[:axis], part, *shape[axis + 1 :]) for part in parts]
 
 
 def _recurrent(known: Known, node: ir.Node) -> list[Sizes | None]:
@@ -267,66 +237,17 @@ def _concatenated(known: Known, node: ir.Node) -> Sizes | None:
     whole: Item = 0
     for shape in shapes:
         whole = None if shape is None else dims.add(whole, shape[axis])
-    columns = [[shape[i] for shape in shapes if shape] for i in range(len(first))]
-    return tuple(whole if i == axis else _agreed(column) for i, column in enumerate(columns))
+    given = [shape for shape in shapes if shape is not None]
+    full = [shape for shape in given if all(map(dims.is_positive, shape))]
+    # The runtime does not look at the other dimensions of operands without elements.
+    return tuple(
+        whole if i == axis else _agreed([shape[i] for shape in (full[:1] or given)])
+        for i in range(len(first))
+    )
 
 
-def _agreed(column: Sequence[Item]) -> Item:
-    """The size that all have, as the operator demands; a number says most."""
-    numbers = [item for item in column if isinstance(item, int)]
-    return next(iter(numbers), next((item for item in column if item is not None), None))
-
-
-def _sliced(known: Known, node: ir.Node) -> Sizes | None:
-    shape = known.sizes(input_at(node, 0))
-    if shape is None:
-        return None
-    starts, ends = _bound(known, node, "starts", 1), _bound(known, node, "ends", 2)
-    if starts is None or ends is None or len(starts) != len(ends):
-        return tuple(None for _ in shape)
-    given = "axes" in node.attributes or input_at(node, 3) is not None
-    axes = _bound(known, node, "axes", 3) if given else tuple(range(len(starts)))
-    steps = _bound(known, node, "steps", 4) if input_at(node, 4) else (1,) * len(starts)
-    if axes is None or steps is None or not all(isinstance(axis, int) for axis in axes):
-        return tuple(None for _ in shape)
-    result = list(shape)
-    for axis, *ranged in zip(axes, starts, ends, steps, strict=True):
-        if isinstance(axis, int) and -len(shape) <= axis < len(shape):
-            result[axis] = _length(result[axis], *ranged)
-    return tuple(result)
-
-
-def _bound(known: Known, node: ir.Node, name: str, index: int) -> Sizes | None:
-    if name in node.attributes:
-        found = attribute(node, name)
-        return tuple(found) if isinstance(found, (list, tuple)) else None
-    vector = known.vector(input_at(node, index))
-    return None if vector is None else vector.items
-
-
-def _length(size: Item, start: Item, end: Item, step: Item) -> Item:
-    """How many elements of `size` a Slice takes."""
-    if step != 1:
-        return None
-    last = size if isinstance(end, int) and end >= TO_THE_END else _clamped(end, size)
-    return dims.maximum(dims.subtract(last, _clamped(start, size)), 0)
-
-
-def _clamped(bound: Item, size: Item) -> Item:
-    if isinstance(bound, int) and bound < 0:
-        return dims.maximum(dims.add(size, bound), 0)
-    return dims.minimum(bound, size) if dims.is_nonnegative(bound) else None
-
-
-def _padded(known: Known, node: ir.Node) -> Sizes | None:
-    shape = known.sizes(input_at(node, 0))
-    pads = attribute(node, "pads") if "pads" in node.attributes else _bound(known, node, "", 1)
-    if shape is None or input_at(node, 3) is not None or not isinstance(pads, (list, tuple)):
-        return None
-    if len(pads) != 2 * len(shape):
-        return None
-    both = zip(pads[: len(shape)], pads[len(shape) :], strict=True)
-    return tuple(dims.add(item, dims.add(*ends)) for item, ends in zip(shape, both, strict=True))
+def _agreed(items: Sequence[Item]) -> Item:
+    return items[0] if all(item == items[0] for item in items) else None
 
 
 def _resized(known: Known, node: ir.Node) -> Sizes | None:
@@ -388,8 +309,8 @@ _RULES: dict[str, Callable[[Known, ir.Node], Sizes | None]] = {
     "Gather": _gathered,
     "GatherElements": _picked,
     "Concat": _concatenated,
-    "Slice": _sliced,
-    "Pad": _padded,
+    "Slice": parts.sliced,
+    "Pad": parts.padded,
 }
 _WINDOWS: dict[str, Callable[[Sizes | None, ir.Node], Sizes | None]] = {
     **dict.fromkeys(("Conv", "ConvInteger", "QLinearConv"), windows.convolved),

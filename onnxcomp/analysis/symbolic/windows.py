@@ -11,9 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onnxcomp.analysis.symbolic.dims import Item
+    from onnxcomp.analysis.symbolic.known import Sizes
     from onnxcomp.ir import ir
-
-Sizes = tuple["Item", ...]
 
 
 def convolved(source: Sizes | None, node: ir.Node) -> Sizes | None:

@@ -12,7 +12,7 @@ from onnxcomp.ir.ops import attribute, constant, input_at, producer_of
 if TYPE_CHECKING:
     from onnxcomp.analysis.shapes import ShapeMap
     from onnxcomp.analysis.symbolic.dims import Item
-    from onnxcomp.analysis.symbolic.sizes import Sizes
+    from onnxcomp.analysis.symbolic.known import Sizes
     from onnxcomp_passes.simplify.folding.placing import Placer
 
 # How many reshapes in a row are looked through.
