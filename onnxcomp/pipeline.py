@@ -293,14 +293,13 @@ class _Run:
         """Records what a pass did."""
         seconds = time.perf_counter() - start
         trace = self.edit.trace
-        nodes = sum(1 for _ in self.model.nodes()) if trace is not None else 0
         return Outcome(
             recipe.format_step(step),
             self.edit.changed,
             dict(sorted(self.edit.stats.items())),
             tuple(ctx.diagnostics),
             seconds,
-            changes=() if trace is None else trace.finish(self.edit.mark(), nodes),
+            changes=() if trace is None else trace.finish(self.edit.mark(), self.model.nodes()),
         )
 
     def take_back(

@@ -56,12 +56,15 @@ class Trace:
         self._changes: list[tuple[int, Change]] = []
         self._order: dict[ir.Node, int] = {}
         self._names: dict[ir.Node, str] = {}
+        self._is_stale = True
 
     def begin(self, nodes: Iterable[ir.Node]) -> None:
-        """Forgets everything; the nodes tell the order of the model."""
+        """Starts anew; the nodes tell the order of the model, unless nothing changed since the last time."""
+        if self._is_stale:
+            self._order = {node: index for index, node in enumerate(nodes)}
+            self._is_stale = False
         self._events.clear()
         self._changes.clear()
-        self._order = {node: index for index, node in enumerate(nodes)}
         self._names.clear()
 
     def renaming(self, value: ir.Value) -> None:
@@ -136,17 +139,21 @@ class Trace:
         if change.before or change.after or change.bytes:
             self._changes.append((mark, change))
 
-    def finish(self, mark: int, nodes: int) -> tuple[Change, ...]:
+    def finish(self, mark: int, nodes: Iterable[ir.Node]) -> tuple[Change, ...]:
         """Returns all changes of a pass.
 
         Args:
-            mark: Where the journal ends.
-            nodes: How many nodes the model has now: those that moved from one graph to another or came
+            mark: Where the journal ends; a pass that wrote nothing there changed nothing.
+            nodes: The nodes that the model has now: those that moved from one graph to another or came
                 inside of others were not told one by one.
         """
+        if not mark:
+            return ()
+        self._is_stale = True
         self.close("", mark)
         made = [change for _, change in self._changes]
-        rest = nodes - len(self._order) - sum(change.nodes for change in made)
+        now = sum(1 for _ in nodes)
+        rest = now - len(self._order) - sum(change.nodes for change in made)
         if rest:
             made.append(Change("", (), (), rest, 0))
         return tuple(made)
