@@ -135,10 +135,10 @@ def reshape(d: Drawing, op_type: str) -> Value:
     elif kind == 4 and total % 2 == 0 and total:
         shape = [-1, 2] if d.chance(0.5) else [2, -1]
     attributes = {}
-    if d.opset >= 14 and d.chance(0.2):
+    if d.opset >= 14 and d.chance(0.2) and -1 not in shape:
         attributes = {"allowzero": 1}
     if value.rank and d.chance(0.3):
-        return d.one("Reshape", [value.name, _shape_of(d, value, shape)], **attributes)
+        return d.one("Reshape", [value.name, _shape_of(d, value, shape)])
     return d.one("Reshape", [value.name, d.ints(*shape)], **attributes)
 
 
