@@ -50,6 +50,7 @@ def optimize(  # noqa: PLR0913 - each is something that a user may want to say
     reproducer: str | Path | None = None,
     explain: bool = False,
     opset: int | None = None,
+    inline_functions: bool = False,
     rules: Sequence[str | Path | Rule] = (),
     input_shapes: InputShapes = (),
     batch: int | None = None,
@@ -69,6 +70,8 @@ def optimize(  # noqa: PLR0913 - each is something that a user may want to say
         explain: Record which nodes became what, for `Result.explanation`.
         opset: Convert the model to this version of ONNX's operators first, and keep it otherwise. Newer
             ones have operators that stand for many nodes: LayerNormalization (17), Gelu (20).
+        inline_functions: Put local functions in the places of their calls first: passes then see through
+            them, and the result is as flat as runtimes make it anyway.
         rules: Rewrites of your own (see `onnxcomp.patterns`) and Python files that define some; they are
             tried before the built-in ones and held to the same promise.
         input_shapes: Sizes for open dimensions of the inputs: `{"x": (1, 3, None, 224), "seq": 16}`, by
@@ -94,6 +97,7 @@ def optimize(  # noqa: PLR0913 - each is something that a user may want to say
             reproducer=reproducer,
             explain=explain,
             opset=opset,
+            inline_functions=inline_functions,
             rules=rules,
         )
         outcomes = (*pinned.outcomes, *result.outcomes)
@@ -102,6 +106,7 @@ def optimize(  # noqa: PLR0913 - each is something that a user may want to say
     original = Model.load(source)
     # Numbers are compared at the end, of this step as well.
     first = "" if opset is None else f"convert-opset{{version={opset} verify=false}},"
+    first += "inline-functions," if inline_functions else ""
     pipeline = Pipeline.parse(first + SIMPLIFY, target=target)
     if rules:
         pipeline = _with_rules(pipeline, rules)

@@ -153,6 +153,7 @@ class Search:
             samples=feeds,
             threads=self.options.threads,
             progress=self.progress,
+            inline_functions=True,  # nothing inside a function is quantized
         )
         self.notes.extend(made.diagnostics)
         trial = self._judge("simplified", made.pipeline, made.model, made.outcomes)

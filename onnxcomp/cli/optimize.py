@@ -55,6 +55,12 @@ if TYPE_CHECKING:
     help="Convert to this opset first; newer ones have operators that stand for many nodes.",
 )
 @click.option(
+    "--inline-functions/--keep-functions",
+    default=False,
+    show_default=True,
+    help="Put local functions in the places of their calls, so that passes see through them.",
+)
+@click.option(
     "--rules",
     type=MODEL,
     multiple=True,
@@ -73,6 +79,7 @@ def optimize(  # noqa: PLR0913 - one for each option
     input_shapes: tuple[str, ...],
     batch: int | None,
     opset: int | None,
+    inline_functions: bool,
     rules: tuple[Path, ...],
     explain: bool,
     conditions: Conditions,
@@ -104,6 +111,7 @@ def optimize(  # noqa: PLR0913 - one for each option
         {
             "verify": verify,
             "opset": opset,
+            "inline_functions": inline_functions,
             "rules": rules,
             "explain": explain,
             "input_shapes": input_shapes,
@@ -120,6 +128,7 @@ def optimize(  # noqa: PLR0913 - one for each option
         progress=progress(),
         explain=explain,
         opset=opset,
+        inline_functions=inline_functions,
         rules=rules,
         input_shapes=input_shapes,
         batch=batch,

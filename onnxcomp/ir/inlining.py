@@ -107,10 +107,13 @@ class _Copier:
         """Returns a copy of a node that reads what stands for its inputs at the caller."""
         outputs = [self._new(value) for value in node.outputs]
         attributes = [self._attribute(attr) for attr in node.attributes.values()]
+        inputs = [self._value(value) for value in node.inputs]
+        while inputs and inputs[-1] is None and node.inputs[len(inputs) - 1] is not None:
+            inputs.pop()
         made = ir.Node(
             node.domain,
             node.op_type,
-            [self._value(value) for value in node.inputs],
+            inputs,
             [attr for attr in attributes if attr is not None],
             overload=node.overload,
             outputs=outputs,
