@@ -1,4 +1,4 @@
-"""Whether a model has branches or loops at all: most have none, and most passes of this kind can go."""
+"""Whether a model has branches, loops or sequences at all: most have none, and passes can go at once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,23 @@ if TYPE_CHECKING:
     from onnxcomp.ir import Model
 
 
+_NAMES = (
+    "If",
+    "Loop",
+    "Scan",
+    "SequenceAt",
+    "SequenceLength",
+    "ConcatFromSequence",
+    "OptionalGetElement",
+    "OptionalHasElement",
+)
+
+
 @dataclass(frozen=True)
 class Carriers:
-    """Which of If, Loop and Scan occur in some scope."""
+    """Which operators on graphs, and which readers of sequences and optional values, occur."""
 
     def compute(self, model: Model, facts: Facts) -> frozenset[str]:
         """Looks at every node once."""
         del facts
-        return frozenset(
-            node.op_type for node in model.nodes() if is_op(node, "If", "Loop", "Scan")
-        )
+        return frozenset(node.op_type for node in model.nodes() if is_op(node, *_NAMES))

@@ -93,6 +93,9 @@ class Placer:
         node, graph = value.producer(), value.graph
         if node is None or graph is None or node.graph is None:
             return False
+        if graph not in self._versions:
+            # A body that went with the node that had it; facts may still know its values.
+            return False
         needs_node = value.is_graph_output() and graph is not self._model.graph
         if (needs_node or not self._holds_initializers(graph)) and not self._fits(graph, tensor):
             return False
