@@ -13,7 +13,7 @@ from onnxcomp.ir import ir
 from onnxcomp_passes.simplify.eliminate_identity import EliminateIdentity
 from onnxcomp_passes.simplify.support.bounds import Bounds, both
 from onnxcomp_passes.simplify.support.casts import holds
-from tests.helpers.check import assert_holds, assert_rewrites, assert_unchanged
+from tests.helpers.check import assert_holds, assert_refuses, assert_rewrites, assert_unchanged
 from tests.helpers.numbers import run
 
 PASS = EliminateIdentity()
@@ -726,3 +726,39 @@ def test_a_constant_beside_an_unknown_rank_stays() -> None:
 
 def test_a_constant_of_ones_widens_nothing_of_unknown_size() -> None:
     goes("q = Mul (x, c) y = Exp (q)", x="float[?, 3]", weights="float[1, 1] c = {1}")
+
+
+@pytest.mark.parametrize(
+    ("graph", "said"),
+    [
+        (
+            "g (float[3] x) => (float[3] y) <float z = {0}> { [at] y = Add (x, z) }",
+            "adding 0.0 turns -0.0 into 0.0",
+        ),
+        (
+            "g (float[3] x) => (float[3] y) { h = Cast <to = 10> (x)  [at] y = Cast <to = 1> (h) }",
+            "float16 in between does not hold every float",
+        ),
+        (
+            "g (float[3] x, bool t) => (float[3] y) <float r = {0.5}> { [at] y = Dropout (x, r, t) }",
+            "it may be in training mode",
+        ),
+        (
+            """g (float[N, M, 4] x, float[N, M, 2, 2] z) => (float[N, M, 2, 2] y) <int64[1] a = {2}> {
+                s = Shape (z)
+                u = Unsqueeze (x, a)
+                [at] y = Reshape (u, s)
+            }""",
+            "2 dimensions of its result are open",
+        ),
+    ],
+)
+def test_what_nearly_changes_nothing_is_told(graph: str, said: str) -> None:
+    outcome = assert_refuses(EliminateIdentity(), graph, code="EID101", at="at")
+    assert outcome.diagnostics[0].message.startswith(said)
+
+
+def test_other_sums_and_truncations_are_no_near_misses() -> None:
+    for body in ("y = Add (x, k)", "h = Cast <to = 7> (x)  y = Cast <to = 1> (h)"):
+        graph = f"g (float[3] x) => (float[3] y) <float[3] k = {{0, 1, 0}}> {{ {body} }}"
+        assert not assert_unchanged(EliminateIdentity(), graph).diagnostics

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from onnxcomp.ir.ops import has_reference_attribute
+from onnxcomp.ir.ops import has_reference_attribute, is_training
 from onnxcomp.rules import NOTHING, Match, Miss, Rule
 from onnxcomp_passes.simplify.support.base import LocalPass, aliasable, bypass
 from onnxcomp_passes.simplify.support.bounds import MergeBounds
@@ -19,7 +19,7 @@ from onnxcomp_passes.simplify.support.layouts import (
     MergeUnsqueezes,
     RejoinSplit,
 )
-from onnxcomp_passes.simplify.support.neutral import NEUTRAL_OPS, neutral
+from onnxcomp_passes.simplify.support.neutral import NEUTRAL_OPS, adds_positive_zero, neutral
 from onnxcomp_passes.simplify.support.noops import NOOPS
 from onnxcomp_passes.simplify.support.picks import (
     DropZeroStates,
@@ -31,6 +31,8 @@ from onnxcomp_passes.simplify.support.picks import (
 from onnxcomp_passes.simplify.support.sizes import GatherKeepingAxis, ReadPartOfShape
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onnxcomp.analysis.facts import Facts
     from onnxcomp.ir import Edit, ir
     from onnxcomp_passes.simplify.support.noops import Proof
@@ -52,7 +54,7 @@ class RemoveNoOperations:
             return NOTHING
         source = self.proofs[node.op_type](node, facts)
         if source is None:
-            return NOTHING
+            return _left_alone(node)
         if node.op_type == "Identity" and not aliasable(node.outputs[0], source):
             return NOTHING
         return Match(node, source)
@@ -60,6 +62,15 @@ class RemoveNoOperations:
     def apply(self, match: Match[ir.Value], edit: Edit) -> None:
         """Lets readers read that value."""
         bypass(edit, match.node, match.found)
+
+
+def _left_alone(node: ir.Node) -> Miss:
+    """Says so where a node looks as if it changed nothing."""
+    if node.op_type == "Dropout" and is_training(node):
+        return Miss("it may be in training mode, where it draws random numbers", near=True)
+    if node.op_type == "Add" and adds_positive_zero(node):
+        return Miss("adding 0.0 turns -0.0 into 0.0, which a division can tell apart", near=True)
+    return NOTHING
 
 
 class EliminateIdentity(LocalPass):
@@ -81,6 +92,10 @@ class EliminateIdentity(LocalPass):
 
     name = "eliminate-identity"
     lossless = True
+    near_miss_code = "EID101"
+    codes: ClassVar[Mapping[str, str]] = {
+        "EID101": "A node that changes little or nothing stays, for the reason given.",
+    }
 
     @override
     def rules(self) -> tuple[Rule, ...]:

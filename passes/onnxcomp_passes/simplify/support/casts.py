@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import attribute, has_reference_attribute, producer_of
-from onnxcomp.rules import NOTHING, Match
+from onnxcomp.rules import NOTHING, Match, Miss
 from onnxcomp_passes.simplify.support.base import bypass, rewire, shapes_of
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.facts import Facts
     from onnxcomp.ir import Edit
-    from onnxcomp.rules import Miss
 
 _T = ir.DataType
 _FLOATS: dict[ir.DataType, int] = {_T.FLOAT16: 11, _T.FLOAT: 24, _T.DOUBLE: 53}
@@ -65,7 +64,7 @@ class MergeCasts:
             return NOTHING
         middle, end = attribute(inner, "to"), attribute(node, "to")
         if not holds(_T(middle), start) or end not in _KNOWN:
-            return NOTHING
+            return _rounding(start, _T(middle))
         if start in _FLOATS and end in _BITS and end != _T.BOOL:
             return NOTHING
         crosses = (start in _FLOATS) is not (_T(middle) in _FLOATS)
@@ -84,6 +83,13 @@ class MergeCasts:
             bypass(edit, node, source)
         else:
             rewire(edit, node, 0, source)
+
+
+def _rounding(start: ir.DataType, middle: ir.DataType) -> Miss:
+    if start in _FLOATS and middle in _FLOATS and not holds(middle, start):
+        kinds = middle.name.lower(), start.name.lower()
+        return Miss(f"{kinds[0]} in between does not hold every {kinds[1]}", near=True)
+    return NOTHING
 
 
 _KNOWN = frozenset(int(kind) for kind in (*_FLOATS, *_SIGNED, *_UNSIGNED))

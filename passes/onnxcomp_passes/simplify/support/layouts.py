@@ -9,14 +9,13 @@ import numpy as np
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import attribute, has_reference_attribute, input_at, integers, producer_of
 from onnxcomp.ir.ops import single_use as only_reader
-from onnxcomp.rules import NOTHING, Match
+from onnxcomp.rules import NOTHING, Match, Miss
 from onnxcomp_passes.simplify.support.base import bypass, rewire, shapes_of, sweep
 from onnxcomp_passes.simplify.support.dims import list_of, normalized, permutation
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.facts import Facts
     from onnxcomp.ir import Edit
-    from onnxcomp.rules import Miss
 
 _ACCURATE = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE})
 _VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -75,7 +74,7 @@ class MergeReshapes:
         if inner is None or not only_reads(node, inner) or has_reference_attribute(node):
             return NOTHING
         target = absolute_target(node) or known_target(node, facts)
-        return NOTHING if target is None else Match(node, target)
+        return _open_dimensions(node, facts) if target is None else Match(node, target)
 
     def apply(self, match: Match[list[int]], edit: Edit) -> None:
         """Rewires past the inner one and turns the outer one into a Reshape."""
@@ -93,6 +92,16 @@ class MergeReshapes:
             edit.set_input(node, 1, shape)
             sweep(edit, old_shape)
         rewire(edit, node, 0, inner.inputs[0])
+
+
+def _open_dimensions(node: ir.Node, facts: Facts) -> Miss:
+    """Says so where only the number of dimensions that differ between runs is in the way."""
+    shape = shapes_of(facts).shape(node.outputs[0]) or ()
+    count = sum(not isinstance(dim, int) for dim in shape)
+    if count < 2:
+        return NOTHING
+    hint = "--batch and --input-shape fix open dimensions"
+    return Miss(f"{count} dimensions of its result are open", near=True, hint=hint)
 
 
 def absolute_target(node: ir.Node) -> list[int] | None:

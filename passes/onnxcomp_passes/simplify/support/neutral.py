@@ -76,4 +76,13 @@ def _all_equal(found: np.ndarray[Any, Any], number: float) -> bool:
     return bool((np.signbit(found) == np.signbit(number)).all())
 
 
+def adds_positive_zero(node: ir.Node) -> bool:
+    """Whether a node is `x + 0.0` in floating point, which changes nothing but the sign of zero."""
+    for value in node.inputs:
+        found = array(value, limit=LARGEST)
+        if found is not None and found.size and found.dtype.kind == "f" and found.flat[0] == 0:
+            return not found.any()
+    return False
+
+
 NEUTRAL_OPS = frozenset(_NEUTRAL)
