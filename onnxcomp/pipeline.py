@@ -100,6 +100,7 @@ class Result:
             models=(model_row("result", self.model),),
             diagnostics=self.diagnostics,
             seconds=self.seconds,
+            explanation=self.explanation if any(run.changes for run in self.outcomes) else None,
         )
 
     @property
