@@ -87,6 +87,8 @@ CODES: dict[str, str] = {
     "the comparison, so a difference would say nothing. Give real samples with --data.",
     "CMP106": "The model divides integers by a constant 0 or -1. onnxruntime may die of that (the smallest integer divided "
     "by -1), so it was not run to compare numbers.",
+    "CMP107": "Running the model once takes too long (more than 60 s, or more than 5 * 10^12 operations), so numbers "
+    "were not compared. Smaller sizes (--input-shape) or real samples (--data) may be quicker.",
     "CMP201": "A candidate could not be built or run. The search went on with the others.",
     "CMP202": "No quantized candidate was both inside the limit on quality and faster than float, so the result is the "
     "simplified float model. A larger limit, more or better samples, or a metric of your own may change that.",

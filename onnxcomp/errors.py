@@ -33,6 +33,10 @@ class SamplesError(UserError):
     """Calibration or validation data do not fit the model."""
 
 
+class TimeLimitError(UserError):
+    """A run of a model was stopped because it took too long."""
+
+
 class RuntimeUnavailableError(UserError):
     """The runtime cannot do what was asked: provider missing, model not loadable."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,7 +15,14 @@ import onnx
 import onnxruntime as ort
 
 from onnxcomp import elements
-from onnxcomp.errors import ModelError, RuntimeUnavailableError, SamplesError, UserError, quoted
+from onnxcomp.errors import (
+    ModelError,
+    RuntimeUnavailableError,
+    SamplesError,
+    TimeLimitError,
+    UserError,
+    quoted,
+)
 from onnxcomp.feeds import check_feeds
 from onnxcomp.handover import Handover, hand_over
 from onnxcomp.node_times import NodeRun, read_profile
@@ -28,7 +37,7 @@ from onnxcomp.providers import (
 from onnxcomp.signature import TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from onnxcomp.handover import Source
 
@@ -149,13 +158,18 @@ class Session:
         return cls(*_create(given, options, full, provider_options))
 
     def run(
-        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+        self,
+        feeds: Mapping[str, np.ndarray],
+        outputs: Sequence[str] | None = None,
+        *,
+        limit_seconds: float | None = None,
     ) -> dict[str, Any]:
         """Runs the model once.
 
         Args:
             feeds: An array for each input.
             outputs: Names of the outputs to compute, all by default.
+            limit_seconds: Time after which the runtime is told to stop; it does between two nodes.
 
         Returns:
             Arrays by output name (a list or a dict where the output is a sequence or a map).
@@ -163,6 +177,7 @@ class Session:
         Raises:
             SamplesError: If the feeds do not fit the inputs.
             RuntimeUnavailableError: If the runtime fails while it runs; the message names the node.
+            TimeLimitError: If it took longer than the limit.
         """
         session = self._alive()
         check_feeds(self.inputs, feeds)
@@ -170,11 +185,15 @@ class Session:
         for name in names:
             if name not in self._output_types:
                 raise UserError(f"the model has no output {quoted(name)}")
-        try:
-            results = self._call(session, feeds, names)()
-            return dict(zip(names, map(_to_numpy, results), strict=True))
-        except _ORT_ERRORS as error:
-            raise _run_error(error) from error
+        call = self._call(session, feeds, names)
+        with _limited(limit_seconds) as run_options:
+            try:
+                results = call(run_options)
+                return dict(zip(names, map(_to_numpy, results), strict=True))
+            except _ORT_ERRORS as error:
+                if run_options is not None and run_options.terminate:
+                    raise TimeLimitError(f"a run took more than {limit_seconds:g} s") from error
+                raise _run_error(error) from error
 
     def prepare(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], Any]:
         """Returns a call that runs the model on these feeds, for timing.
@@ -206,7 +225,7 @@ class Session:
 
     def _call(
         self, session: ort.InferenceSession, feeds: Mapping[str, np.ndarray], names: list[str]
-    ) -> Callable[[], Any]:
+    ) -> Callable[..., Any]:
         """Returns the call for these feeds; only types that numpy lacks take the detour by OrtValue."""
         if all(elements.is_native(self._output_types[name]) for name in names):
             given = {name: self._given(name, array) for name, array in feeds.items()}
@@ -366,6 +385,22 @@ def _with_fallbacks(provider: str) -> list[str]:
     wanted.append(PROVIDERS["cpu"])
     there = ort.get_available_providers()
     return [name for name in dict.fromkeys(wanted) if name in there]
+
+
+@contextlib.contextmanager
+def _limited(seconds: float | None) -> Iterator[ort.RunOptions | None]:
+    """Gives options for a run that a timer tells to stop."""
+    if seconds is None:
+        yield None
+        return
+    options = ort.RunOptions()
+    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options
+    finally:
+        timer.cancel()
 
 
 def _ort_value(array: np.ndarray, code: int) -> ort.OrtValue:

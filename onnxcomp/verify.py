@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxcomp.analysis.cost import flops
 from onnxcomp.analysis.facts import Facts
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.compare import Comparer, Tolerance
 from onnxcomp.diagnostics import Diagnostic, Location, Severity
-from onnxcomp.errors import ModelError, RuntimeUnavailableError, SamplesError, UserError
+from onnxcomp.errors import (
+    ModelError,
+    RuntimeUnavailableError,
+    SamplesError,
+    TimeLimitError,
+    UserError,
+)
 from onnxcomp.ir.ops import NONDETERMINISTIC, STANDARD_DOMAINS, array, bit_width, is_op, is_training
 from onnxcomp.probe import probe_feeds
 from onnxcomp.runtime import Session
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, TypeAlias
 
+    from onnxcomp.analysis.shapes import ShapeMap
     from onnxcomp.ir import Model
     from onnxcomp.passbase import Outcome, Pass
 
@@ -39,6 +47,12 @@ QUICK_SECONDS = 0.003
 MORE_PROBES = 4
 # A model that makes a larger value is not run: it may have been made to fill the memory.
 MAX_VALUE_BYTES = 1 << 30
+# One that takes more operations, as far as shapes tell, is not run; a run that takes longer is stopped.
+MAX_OPERATIONS = 5_000_000_000_000
+MAX_SECONDS = 60.0
+_HEAVY = frozenset(
+    ("Conv", "ConvTranspose", "ConvInteger", "Einsum", "Gemm", "MatMul", "MatMulInteger")
+)
 # Above this, copies of weights cost more than reading them slowly.
 LARGE_BYTES = 512 << 20
 # Without prepacking the runtime reads weights where they are mapped and makes no copies of them: a
@@ -94,8 +108,9 @@ class Equivalence:
         try:
             with self._open(model) as session:
                 for feeds, outputs in reference:
-                    comparer.add(outputs, session.run(feeds))
-        except (RuntimeUnavailableError, ModelError, SamplesError) as error:
+                    # It may be slower, but not by that much.
+                    comparer.add(outputs, session.run(feeds, limit_seconds=4 * MAX_SECONDS))
+        except (RuntimeUnavailableError, ModelError, SamplesError, TimeLimitError) as error:
             return f"onnxruntime runs the original but not the result: {error.message}"
         return comparer.result().reason
 
@@ -151,8 +166,11 @@ class Equivalence:
         """Runs the original on inputs that it takes; returns why that is not possible."""
         if varies(self._signature_of):
             return _note("CMP103", "it draws random numbers")
-        if (size := _largest(self._signature_of)) > MAX_VALUE_BYTES:
+        shapes = Facts(self._signature_of).get(Shapes())
+        if (size := _largest(self._signature_of, shapes)) > MAX_VALUE_BYTES:
             return _note("CMP104", f"one of its values takes {size:,} bytes")
+        if (operations := _operations(self._signature_of, shapes)) > MAX_OPERATIONS:
+            return _note("CMP107", f"it takes {operations:,} operations")
         if _may_trap(self._signature_of):
             return _note("CMP106", "it divides integers by 0 or -1")
         try:
@@ -164,6 +182,8 @@ class Equivalence:
             try:
                 feeds = self._feeds or self._probes(runner, self._seed)
                 self._reference = [(feed, runner.run(feed)) for feed in feeds]
+            except TimeLimitError as error:
+                return _note("CMP107", error.message)
             except UserError as error:
                 return _note("CMP102", error.message)
         return None
@@ -212,7 +232,8 @@ class _Remembering:
         known = self._known.get(id(feeds))
         if known is None or known[0] is not feeds:
             start = time.perf_counter()
-            known = self._known[id(feeds)] = (feeds, self._session.run(feeds))
+            outputs = self._session.run(feeds, limit_seconds=MAX_SECONDS)
+            known = self._known[id(feeds)] = (feeds, outputs)
             self.seconds = time.perf_counter() - start
         return known[1]
 
@@ -239,9 +260,8 @@ def _may_trap(model: Model) -> bool:
     return False
 
 
-def _largest(model: Model) -> int:
+def _largest(model: Model, shapes: ShapeMap) -> int:
     """Returns the bytes of the largest value whose size is known."""
-    shapes = Facts(model).get(Shapes())
     return max(
         (
             (shapes.size(value) or 0) * bit_width(shapes.dtype(value)) // 8
@@ -250,6 +270,12 @@ def _largest(model: Model) -> int:
         ),
         default=0,
     )
+
+
+def _operations(model: Model, shapes: ShapeMap) -> int:
+    """Returns the arithmetic of the products and convolutions whose sizes are known."""
+    heavy = [node for node in model.nodes() if node.op_type in _HEAVY]
+    return sum(flops(node, shapes) or 0 for node in heavy)
 
 
 def _note(code: str, why: str) -> Diagnostic:

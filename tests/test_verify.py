@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
+import onnxcomp
 from onnxcomp.ir import Model
 from onnxcomp.passbase import Pass
 from onnxcomp.pipeline import Pipeline
@@ -108,3 +109,30 @@ def test_whole_numbers_stay_valid_indices() -> None:
     assert equivalence.difference(source.copy()) == ""
     assert equivalence.note is None
     assert equivalence.difference(Model.load(model(other)))
+
+
+FOREVER = (
+    "g (float[2] x) => (float[2] y) <int64 n = {4000000000000}, bool go = {1}> { a = Identity (x) "
+    "y = Loop (n, go, a) <body = b (int64 i, bool c, float[2] s) => (bool d, float[2] t) "
+    "{ d = Identity (c) t = Sin (s) }> }"
+)
+
+
+def test_a_model_that_runs_for_ages_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxcomp.verify, "MAX_SECONDS", 0.2)
+    result = onnxcomp.optimize(model(FOREVER))
+    assert [note.code for note in result.notes] == ["CMP107"]
+    assert result.changed
+
+
+def test_a_model_of_very_many_operations_is_not_run() -> None:
+    chain = " ".join(f"v{i + 1} = MatMul (v{i}, w)" for i in range(400))
+    graph = (
+        "g (float[1] x) => (float[2048, 2048] y) <int64[2] s = {2048, 2048}> "
+        f"{{ v0 = Expand (x, s) w = Identity (v0) {chain} y = Identity (v400) }}"
+    )
+    source = Model.load(model(graph))
+    equivalence = Equivalence(source, signature_of=source)
+    assert equivalence.difference(source) == ""
+    assert equivalence.note is not None
+    assert equivalence.note.code == "CMP107"
