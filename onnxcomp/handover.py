@@ -232,7 +232,8 @@ def _array_for(tensor: ir.TensorProtocol, code: int) -> tuple[np.ndarray, int]:
     if elements.is_packed(code):
         packed = np.frombuffer(tensor.tobytes(), np.uint8)
         return elements.padded(packed, tuple(tensor.shape.numpy())), code
-    return np.asarray(tensor.numpy(), order="C"), code
+    # The kernels take a float to lie where a float may lie; in a mapped model file it need not.
+    return np.require(tensor.numpy(), requirements=("C", "ALIGNED")), code
 
 
 def _serialised(proto: onnx.ModelProto) -> bytes:

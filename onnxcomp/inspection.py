@@ -169,11 +169,11 @@ def diff_models(before: Source, after: Source, *, progress: Progress = QUIET) ->
 
 def fused_by(path: Path, provider: str) -> Fused:
     """Returns what a provider makes of a model."""
-    from onnxcomp.ir.guard import read_model
+    from onnxcomp.ir.guard import read_structure
     from onnxcomp.runtime import optimized_model, require_provider
 
     require_provider(provider)
-    before = _histogram(read_model(path))
+    before = _histogram(read_structure(path))
     try:
         with stage("asking the runtime for its graph; --no-fusions leaves that out"):
             after = optimized_model(path, provider=provider, weights=False)

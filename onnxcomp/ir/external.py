@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from onnx import ModelProto
 
+    from onnxcomp.ir.embedded import Lean
+
 _DRIVE_OR_URI = re.compile(r"^[A-Za-z]:|://|^(file|data|https?|ftp):", re.IGNORECASE)
 _MEMORY_MARKER = "_ORT_MEM_ADDR_"
 _LINKED_HINT = "copy model and data to a folder of their own with `cp -L`, so that the data is a file by itself"
@@ -87,15 +89,18 @@ def external_tensors(model: ModelProto) -> Iterator[ExternalData]:
             yield external_data(tensor, place)
 
 
-def check_external(model: ModelProto, folder: str | os.PathLike[str] | None) -> None:
+def check_external(
+    model: ModelProto, folder: str | os.PathLike[str] | None, own: Lean | None = None
+) -> None:
     """Raises `ModelError` unless all external data is there, complete, and beside the model.
 
     Args:
         model: The model; its structure has been checked.
         folder: Where the model file lies; `None` for a model that has no place, which then may
             not have external data.
+        own: Where weights are that were left in the model file.
     """
-    sizes: dict[str, int] = {}
+    sizes: dict[str, int] = {own.location: own.size} if own else {}
     for data in external_tensors(model):
         if folder is None:
             raise ModelError(

@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from onnxcomp.errors import ModelError, UserError, quoted
 from onnxcomp.ir.budget import ACTIVE_LIMITS, PROTO_BYTES, Limits, check_budget
+from onnxcomp.ir.embedded import LARGE_FILE_BYTES, Lean, without_weights
 from onnxcomp.ir.external import check_external
 from onnxcomp.ir.structure import Structure, check_structure
 
@@ -55,22 +56,46 @@ def read_model(path: str | os.PathLike[str]) -> ModelProto:
         UserError: The file cannot be read.
         ModelError: The file is not a model.
     """
-    path = Path(path)
+    return _read(Path(path), lean=False)[0]
+
+
+def read_lean(path: str | os.PathLike[str]) -> tuple[ModelProto, Lean | None]:
+    """Reads a model file like `read_model`, but leaves large weights of a large file where they are.
+
+    Returns:
+        The model, and where to find what was left; None when everything was read. Weights that were
+        left are external data at a location that only this call knows.
+    """
+    return _read(Path(path), lean=True)
+
+
+def read_structure(path: str | os.PathLike[str]) -> ModelProto:
+    """Reads a model file for its nodes; large weights of a large file have no bytes."""
+    model, lean = read_lean(path)
+    for tensor in model.graph.initializer if lean else ():
+        if any(entry.value == lean.location for entry in tensor.external_data if lean):
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    return model
+
+
+def _read(path: Path, *, lean: bool) -> tuple[ModelProto, Lean | None]:
     try:
         size = _regular_size(path)
         with path.open("rb") as file:
-            model = _parse(file.fileno(), path, size)
+            model, left = _parse(file.fileno(), path, size, lean=lean and size >= LARGE_FILE_BYTES)
     except OSError as error:
         raise UserError(f"cannot read {_named(path)}: {reason(error)}") from None
     if not model.HasField("graph"):
         raise ModelError(f"{_named(path)} is not an ONNX model: {_not_a_model(path)}")
-    return model
+    return model, left
 
 
 def check_model(
     model: ModelProto,
     folder: str | os.PathLike[str] | None,
     limits: Limits | None = None,
+    own: Lean | None = None,
 ) -> Structure:
     """Checks everything about a model that needs no native code, cheapest and safest first.
 
@@ -78,6 +103,7 @@ def check_model(
         model: The model, with or without its weights.
         folder: Where the model file lies; `None` when external data is not allowed.
         limits: How much the model may ask for, by default `ACTIVE_LIMITS`.
+        own: Where weights are that were left in the model file.
 
     Returns:
         What a reader should know about a valid model: nodes to sort or rename, and remarks.
@@ -88,7 +114,7 @@ def check_model(
     limits = limits or ACTIVE_LIMITS.get()
     check_budget(model, limits)
     structure = check_structure(model, limits)
-    check_external(model, folder)
+    check_external(model, folder, own)
     return structure
 
 
@@ -123,19 +149,21 @@ def _regular_size(path: Path) -> int:
     return status.st_size
 
 
-def _parse(descriptor: int, path: Path, size: int) -> ModelProto:
+def _parse(descriptor: int, path: Path, size: int, *, lean: bool) -> tuple[ModelProto, Lean | None]:
     model = ModelProto()
+    left = None
     try:
         with (
             mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) as mapped,
             memoryview(mapped) as view,
         ):
-            model.ParseFromString(view)
+            left = without_weights(view) if lean else None
+            model.ParseFromString(view if left is None else left.message)
     except (DecodeError, ValueError):  # ValueError: the file shrank since it was measured
         raise ModelError(f"{_named(path)} is not an ONNX model: {_not_a_model(path)}") from None
     except MemoryError:
         raise ModelError(f"{_named(path)} needs more memory to read than there is") from None
-    return model
+    return model, left
 
 
 def _not_a_model(path: Path) -> str:

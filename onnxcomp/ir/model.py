@@ -11,13 +11,14 @@ import onnx
 from onnxcomp.errors import ModelError, UserError
 from onnxcomp.ir import envelope, storage
 from onnxcomp.ir.backend import ir
+from onnxcomp.ir.embedded import map_weights
 from onnxcomp.ir.ops import OVERRIDABLE, subgraphs
 from onnxcomp.ir.scopes import ir_graphs, proto_graphs
 from onnxcomp.signature import Shape, Signature, TensorSpec
 from onnxcomp.stages import stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import TypeAlias
 
     from onnxcomp.diagnostics import Diagnostic
@@ -65,7 +66,9 @@ class Model:
                 or another `Model`.
 
         Returns:
-            A model of its own. Weights in external data stay on disk and are memory-mapped when read.
+            A model of its own. Weights in external data stay on disk and are memory-mapped when read,
+            and so do large weights of a file above 64 MB: such files must not be written over in place
+            (replacing them, as `save` does, is fine) as long as the model is in use.
 
         Raises:
             ModelError: If the file or the model is not valid; one line that names the place.
@@ -92,17 +95,19 @@ class Model:
         from onnxcomp.ir import guard
         from onnxcomp.ir.typecheck import check_types
 
-        proto = guard.read_model(path)
-        structure = guard.check_model(proto, path.parent)
+        proto, left = guard.read_lean(path)
+        structure = guard.check_model(proto, path.parent, own=left)
         # Inference wants nodes in order; the runtime checks types of the others when it loads them.
         found = () if structure.needs_sort else check_types(proto)
         notes = (*structure.diagnostics, *found)
-        external = storage.has_external(proto)
+        external = storage.has_external(proto, left.location if left else "")
         core = _to_ir(proto, own=True)
+        if left is not None:
+            map_weights(core, path, left)
         if external:
             for graph in ir_graphs(core):
                 ir.external_data.set_base_dir(graph, path.parent)
-        core = _prepared(core, sort=structure.needs_sort)
+        core = _prepared(core, sort=structure.needs_sort, undeclared=structure.undeclared)
         return cls(core, path=path, external=external, notes=notes)
 
     @classmethod
@@ -119,7 +124,8 @@ class Model:
         # Inference wants nodes in order; the runtime checks types of the others when it loads them.
         found = () if structure.needs_sort else check_types(proto)
         notes = (*structure.diagnostics, *found)
-        core = _prepared(_to_ir(proto, own=False), sort=structure.needs_sort)
+        core = _to_ir(proto, own=False)
+        core = _prepared(core, sort=structure.needs_sort, undeclared=structure.undeclared)
         return cls(core, notes=notes)
 
     @property
@@ -239,8 +245,14 @@ def _to_ir(proto: onnx.ModelProto, *, own: bool) -> ir.Model:
     return core
 
 
-def _prepared(core: ir.Model, *, sort: bool | None = None) -> ir.Model:
-    """Marks overridable initializers, sorts what is unsorted, makes node names unique."""
+def _prepared(
+    core: ir.Model, *, sort: bool | None = None, undeclared: Iterable[str] = ()
+) -> ir.Model:
+    """Marks overridable initializers, sorts what is unsorted, makes node names unique.
+
+    Domains that the file uses without import are declared; there is only one version of those.
+    """
+    core.graph.opset_imports.update(dict.fromkeys(sorted(undeclared), 1))
     for graph in ir_graphs(core):
         is_main = graph is core.graph
         for value in graph.inputs:

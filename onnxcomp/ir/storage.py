@@ -29,9 +29,13 @@ PAGE, LINE, PAGE_ALIGNED_ABOVE = 4096, 64, 1 << 20
 STUB_LOCATION = "onnxcomp-stub"
 
 
-def has_external(proto: onnx.ModelProto) -> bool:
-    """Whether some tensor of a protobuf keeps its bytes in another file."""
-    return any(t.data_location == onnx.TensorProto.EXTERNAL for t in proto_tensors(proto))
+def has_external(proto: onnx.ModelProto, own: str = "") -> bool:
+    """Whether some tensor of a protobuf keeps its bytes in another file than the model's `own`."""
+    return any(
+        t.data_location == onnx.TensorProto.EXTERNAL
+        and not (own and any(entry.value == own for entry in t.external_data))
+        for t in proto_tensors(proto)
+    )
 
 
 def attribute_tensors(model: Model) -> Iterator[ir.TensorProtocol]:

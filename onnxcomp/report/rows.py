@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from onnxcomp.ir.external import external_tensors
-from onnxcomp.ir.guard import read_model
+from onnxcomp.ir.guard import read_structure
 from onnxcomp.ir.scopes import proto_graphs
 from onnxcomp.report.digest import file_digest
 from onnxcomp.report.record import ModelRow, Spread
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from onnxcomp.bench import Benchmark, Timing
     from onnxcomp.ir import Model
-
-# A larger model file has its weights inside, and is not worth reading again to be sure of it.
-_HOLDS_WEIGHTS_ABOVE = 256 << 20
 
 
 def model_row(
@@ -47,7 +44,7 @@ def file_row(label: str, path: Path, *, digest: bool = False) -> ModelRow:
         UserError: If it cannot be read.
         ModelError: If it is not a model.
     """
-    proto = read_model(path)
+    proto = read_structure(path)
     nodes = sum(len(graph.node) for graph in proto_graphs(proto))
     return replace(_on_disk(label, path, _files_of(path, proto), digest=digest), nodes=nodes)
 
@@ -62,9 +59,7 @@ def _on_disk(label: str, path: Path, files: list[Path], *, digest: bool) -> Mode
 
 
 def _files(path: Path) -> list[Path]:
-    if path.stat().st_size > _HOLDS_WEIGHTS_ABOVE:
-        return [path]
-    return _files_of(path, read_model(path))
+    return _files_of(path, read_structure(path))
 
 
 def _files_of(path: Path, proto: ModelProto) -> list[Path]:
