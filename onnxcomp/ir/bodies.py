@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from onnxcomp.ir.backend import ir
 from onnxcomp.ir.ops import subgraphs
 from onnxcomp.ir.regions import reset_outputs, set_outputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from onnxcomp.ir.backend import ir
     from onnxcomp.ir.edit import Edit
 
 
@@ -131,6 +131,15 @@ def hand_over_results(edit: Edit, source: ir.Node, target: ir.Node) -> None:
         set_outputs(source, after)
 
     edit.record(undo)
+
+
+def add_result(edit: Edit, node: ir.Node, like: ir.Value) -> ir.Value:
+    """Makes a node give one more output, of the type of another value; its body has to give it too."""
+    before = list(node.outputs)
+    value = ir.Value(name=edit.fresh(like.name or "result"), type=like.type, shape=like.shape)
+    set_outputs(node, [*before, value])
+    edit.record(partial(set_outputs, node, before))
+    return value
 
 
 def drop_body_input(edit: Edit, body: ir.Graph, index: int) -> None:

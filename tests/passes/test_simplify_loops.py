@@ -308,3 +308,69 @@ def test_an_inner_loop_that_needs_less_lets_the_outer_one_need_less() -> None:
         """,
         feeds=_feeds(0, 2, w=np.ones(2, np.float32)),
     )
+
+
+def _listing(
+    insert: str, join: str, body: str = "", initial: str = "SequenceEmpty <dtype = 1> ()"
+) -> str:
+    return f"""
+        <ir_version: 10, opset_import: ["" : 18]>
+        g (int64 n, float[2] x) => (float[?, ?] y, float[2] u) <bool yes = {{1}}, int64 zero = {{0}}> {{
+          q = {initial}
+          u, s = Loop (n, yes, x, q) <
+            body = b (int64 i, bool c, float[2] e, seq(float[2]) r) => (bool d, float[2] o, seq(float[2]) t) {{
+              d = Constant <value = bool {{1}}> ()
+              k = Sin (e)
+              {body}
+              o = Cos (k)
+              t = {insert}
+            }}>
+          {join}
+        }}
+    """
+
+
+def _collecting(item: str) -> str:
+    return f"""
+        <ir_version: 10, opset_import: ["" : 18]>
+        g (int64 n, float[2] x) => (float[?, ?] y, float[2] u) <bool yes = {{1}}, int64 zero = {{0}}> {{
+          q = SequenceEmpty <dtype = 1> ()
+          u, y = Loop (n, yes, x) <
+            body = b (int64 i, bool c, float[2] e) => (bool d, float[2] o, float[2] {item}) {{
+              d = Constant <value = bool {{1}}> ()
+              k = Sin (e)
+              o = Cos (k)
+              {"" if item == "k" else f"{item} = Identity (e)"}
+            }}>
+        }}
+    """
+
+
+_STACK = "y = ConcatFromSequence <axis = 0, new_axis = 1> (s)"
+
+
+@pytest.mark.parametrize(("appended", "item"), [("k", "k"), ("e", "v")])
+def test_a_list_that_is_stacked_behind_the_loop_is_collected(appended: str, item: str) -> None:
+    outcome = assert_rewrites(
+        LOOPS,
+        before=_listing(f"SequenceInsert (r, {appended})", _STACK),
+        after=_collecting(item),
+        feeds=_feeds(1, 3),
+        runtimes=("onnxruntime",),
+    )
+    assert outcome.stats["lists collected"] == 1
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        _listing("SequenceInsert (r, k, zero)", _STACK),
+        _listing("SequenceInsert (r, k)", "y = ConcatFromSequence <axis = 1, new_axis = 1> (s)"),
+        _listing("SequenceInsert (r, k)", f"{_STACK} l = SequenceLength (s)"),
+        _listing("SequenceInsert (r, k)", _STACK, "l = SequenceLength (r)"),
+        _listing("SequenceInsert (r, k)", _STACK, initial="SequenceConstruct (x)"),
+        _listing("SequenceInsert (m, k)", _STACK, "m = SequenceInsert (r, e)"),
+    ],
+)
+def test_keeps_a_list_of_which_more_is_asked(graph: str) -> None:
+    assert_unchanged(LOOPS, graph)

@@ -14,7 +14,7 @@ from onnxcomp.ir.ops import is_op, standard_op
 from onnxcomp.ir.regions import dissolve
 from onnxcomp.passbase import Pass
 from onnxcomp_passes.simplify.control.carriers import Carriers
-from onnxcomp_passes.simplify.control.collecting import constant_input, stacked
+from onnxcomp_passes.simplify.control.collecting import collect_lists, constant_input, stacked
 from onnxcomp_passes.simplify.control.loops import (
     Cycle,
     cycle_of,
@@ -39,7 +39,8 @@ class SimplifyLoops(Pass):
     """Take out of a Loop or Scan what it carries for nothing; replace loops that run never or once.
 
     A carried value that each turn hands on as it is becomes one that the body reads from outside. What
-    nobody reads, neither the body nor anybody behind the loop, is no longer carried or collected. The
+    nobody reads, neither the body nor anybody behind the loop, is no longer carried or collected. A list
+    to which each turn appends, and which is stacked behind the loop, is collected by the loop. The
     condition that a turn gets is true, or the turn would not run. A Loop whose trip count is 0, or whose
     condition is false from the start, gives its initial values.
 
@@ -75,6 +76,7 @@ def _simplify(node: ir.Node, ctx: Context, version: int) -> None:
     if version >= _CONSTANTS_OF_ALL_TYPES:
         _bind_condition(cycle, ctx.edit)
     cycle = _release_constant_states(cycle, ctx.edit)
+    cycle = collect_lists(cycle, ctx.edit)
     _share_collected(cycle, ctx.edit)
     _drop_unused(cycle, ctx.edit)
 
