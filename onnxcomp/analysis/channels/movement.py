@@ -285,7 +285,8 @@ def _dimensions_used(sizes: ir.Value, rank: int) -> set[int] | None:
     used: set[int] = set()
     for use in sizes.uses():
         picked = integers(use.node.inputs[1]) if is_op(use.node, "Gather") else None
-        if picked is None or attribute(use.node, "axis", 0) or sizes.is_graph_output():
+        # Of the rank nothing may be known, or that it is 0.
+        if not rank or picked is None or attribute(use.node, "axis", 0) or sizes.is_graph_output():
             return None
         used.update(index % rank for index in picked)
     return used
