@@ -10,6 +10,7 @@ import onnxcomp
 from onnxcomp.analysis.cost import Costs
 from onnxcomp.analysis.facts import Facts
 from onnxcomp.ir import Model
+from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import Session
 from tests.helpers.check import assert_same
 from tests.helpers.text import model
@@ -109,3 +110,19 @@ def test_inference_does_not_die_of_a_type_that_it_does_not_know(node: str) -> No
     )
     got = onnxcomp.optimize(proto).model.to_proto()
     assert got.graph.node[-1].op_type == proto.graph.node[-1].op_type
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[2] x) => (int64[2] y, float[2] z) <float[3, 5] w> { y = Shape (w) z = Neg (x) }",
+        "g (float[5, 2, 2, 1] x) => (float[5, 2, 2, 1] y) <float[5, 0, 2, 1] w> "
+        "{ a = Neg (x) y = Concat <axis = 1> (w, a) }",
+        "g (float x) => (int64 y) <int64[0] i> { s = Shape (x) n = Gather (s, i) y = Size (n) }",
+    ],
+)
+def test_channels_of_weights_whose_sizes_are_read_stay(text: str) -> None:
+    proto = model(text)
+    got = Pipeline.parse("shrink-channels").run(proto).model.to_proto()
+    onnx.checker.check_model(got, full_check=True)
+    assert_same(proto, got, runtimes=["onnxruntime"])

@@ -57,12 +57,13 @@ def concat(site: Site) -> None:
         site.freeze(_UNKNOWN)
         return
     axis = site.attribute("axis", 0) % len(out)
-    start = 0
-    total = site.size(out[axis])
     for axes in operands:
         for place, (one, other) in enumerate(zip(axes or (), out, strict=True)):
             if place != axis:
                 site.tie(one, other)
+    start = 0
+    total = site.size(out[axis])
+    for axes in operands:
         joined = (axes or [])[axis]
         size = site.size(joined)
         if joined is None or size is None or total is None:
@@ -283,10 +284,12 @@ def shape(site: Site) -> None:
 def _dimensions_used(sizes: ir.Value, rank: int) -> set[int] | None:
     """Returns the dimensions that are picked out of a Shape; None when all may matter."""
     used: set[int] = set()
+    # Of the rank nothing may be known, or that it is 0.
+    if not rank or sizes.is_graph_output():
+        return None
     for use in sizes.uses():
         picked = integers(use.node.inputs[1]) if is_op(use.node, "Gather") else None
-        # Of the rank nothing may be known, or that it is 0.
-        if not rank or picked is None or attribute(use.node, "axis", 0) or sizes.is_graph_output():
+        if picked is None or attribute(use.node, "axis", 0):
             return None
         used.update(index % rank for index in picked)
     return used
