@@ -155,8 +155,8 @@ output_options = bundle(
     click.option(
         "--report",
         type=MODEL,
-        metavar="FILE.json",
-        help="Also store the report, with everything to repeat the run.",
+        metavar="FILE",
+        help="Also store the report, with everything to repeat the run: .json, or .html to look at.",
     ),
 )
 

@@ -76,14 +76,14 @@ def remark(text: str) -> None:
 
 
 def show_report(report: Report, *, file: Path | None = None) -> None:
-    """Prints a report and stores it as JSON where the user asked for that.
+    """Prints a report and stores it where the user asked for that: a page for `.html`, else JSON.
 
     Args:
         report: What was done.
         file: From `--report`.
     """
     if file is not None:
-        write_text(file, report.to_json() + "\n")
+        write_text(file, _stored(report, file))
     chosen = settings()
     if chosen.json:
         put(report.to_json())
@@ -92,6 +92,14 @@ def show_report(report: Report, *, file: Path | None = None) -> None:
 
         with _writing():
             draw_on(sys.stdout, lambda console: render(report, console, verbose=chosen.verbose))
+
+
+def _stored(report: Report, file: Path) -> str:
+    if file.suffix.lower() not in {".html", ".htm"}:
+        return report.to_json() + "\n"
+    from onnxcomp.report.html import to_html
+
+    return to_html(report)
 
 
 def write_text(path: Path, text: str) -> None:
