@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 STANDARD_DOMAINS = frozenset(
     {"", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview", "ai.onnx.preview.training"}
 )
+# The runtime takes these as imported when a file forgets to say so; they have one version.
+ALWAYS_IMPORTED = frozenset({"com.microsoft", "com.microsoft.nchwc", "com.microsoft.experimental"})
 
 # Operators that onnxruntime has in the main domain although the standard does not, up to an opset.
 # Its own optimiser and older exporters write them.

@@ -49,6 +49,10 @@ CODES: dict[str, str] = {
     "MDL105": "The graph has no name, which the standard asks for.",
     "MDL106": "A shape is declared that the value cannot have. onnxruntime warns and goes by what the "
     "operators say; so do we.",
+    "MDL107": "Weights are declared as inputs as well, so callers may replace them in every run and nothing "
+    "can be folded into them. Where nobody does, the pass fix-signature makes them constants.",
+    "MDL108": "The model does not say which version of a runtime's own operators it uses. There is only one, "
+    "which is what onnxruntime takes; the output declares it.",
 }
 
 # Runtimes register operators in these domains next to functions of the same domain.
@@ -62,11 +66,13 @@ class Structure:
     Attributes:
         needs_sort: Some scope has its nodes in another order than they can run in.
         duplicate_node_names: Some scope has two nodes of one name.
+        undeclared: Domains of the main graph that it uses without import, to be declared as version 1.
         diagnostics: One remark for each kind of finding.
     """
 
     needs_sort: bool = False
     duplicate_node_names: bool = False
+    undeclared: frozenset[str] = frozenset()
     diagnostics: tuple[Diagnostic, ...] = ()
 
 
@@ -92,6 +98,7 @@ class _Check:
         self.functions: dict[FunctionKey, FunctionProto] = {}
         self.function_domains: set[str] = set()
         self.needs_sort = False
+        self.undeclared: set[str] = set()
         self.findings: dict[str, Diagnostic] = {}
 
     def run(self) -> Structure:
@@ -105,7 +112,8 @@ class _Check:
         for place, tensor in tensors(self.model):
             check_tensor(tensor, place, self.limits)
         found = self.findings
-        return Structure("MDL101" in found, "MDL102" in found, tuple(found.values()))
+        sort, names = "MDL101" in found, "MDL102" in found
+        return Structure(sort, names, frozenset(self.undeclared), tuple(found.values()))
 
     def find(self, code: str, message: str, place: str = "model", hint: str = "") -> None:
         """Keeps the first finding of each kind."""
@@ -158,6 +166,7 @@ class _Check:
         for value in graph.input:
             if not value.HasField("type") or value.type.WhichOneof("value") is None:
                 raise ModelError(f"input {quoted(value.name)} has no type")
+        self.check_defaults(graph)
         for what, values in (("input", graph.input), ("output", graph.output)):
             for value in values:
                 tensor_type = value.type.tensor_type
@@ -169,6 +178,16 @@ class _Check:
                 if any(dim.dim_value < 0 for dim in tensor_type.shape.dim):
                     message = f"{what} {quoted(value.name)} declares a negative dimension"
                     self.find("MDL104", message)
+
+    def check_defaults(self, graph: GraphProto) -> None:
+        """Counts weights that are inputs as well; before IR version 4 all had to be."""
+        if self.model.ir_version >= 4 and graph.initializer:
+            inputs = {value.name for value in graph.input}
+            count = sum(1 for tensor in graph.initializer if tensor.name in inputs)
+            if count:
+                what = f"{count} weight{'s' * (count > 1)} may be replaced by callers, being inputs too"
+                hint = "--passes fix-signature makes them constants, if nobody does that"
+                self.find("MDL107", what, hint=hint)
 
     # -- scopes
 
@@ -200,6 +219,14 @@ class _Check:
                 check_values(node, scope)
             self.check_operator(node, opsets)
 
+    def declare(self, node: NodeProto, domain: str, opsets: Mapping[str, int]) -> None:
+        """Notes a domain that the runtime takes as imported; refuses any other."""
+        place = f"{place_of(node)} is of domain {quoted(domain)}"
+        if domain not in operators.ALWAYS_IMPORTED or opsets is not self.opsets:
+            raise ModelError(f"{place}, whose version is not stated")
+        self.undeclared.add(domain)
+        self.find("MDL108", f"{place}, which is not imported")
+
     def check_operator(self, node: NodeProto, opsets: Mapping[str, int]) -> None:
         if not node.op_type:
             raise ModelError(f"a node does not say which operator it is: {place_of(node)}")
@@ -212,9 +239,8 @@ class _Check:
             elif domain not in STANDARD_DOMAINS and not domain.startswith(_RUNTIME_DOMAINS):
                 raise ModelError(f"{place_of(node)} calls a function that is not in the model")
         if version is None:
-            raise ModelError(
-                f"{place_of(node)} is of domain {quoted(domain)}, whose version is not stated"
-            )
+            self.declare(node, domain, opsets)
+            return
         if domain not in STANDARD_DOMAINS or call_key(node) in self.functions:
             return
         known = operators.operator(domain, node.op_type, version)

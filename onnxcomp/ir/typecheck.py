@@ -14,6 +14,7 @@ from onnx import TensorProto, shape_inference
 from onnxcomp.diagnostics import Diagnostic, Severity
 from onnxcomp.errors import ModelError, quoted
 from onnxcomp.ir.fragile import may_kill_inference
+from onnxcomp.ir.operators import ALWAYS_IMPORTED
 from onnxcomp.ir.tensors import BITS, byte_count
 from onnxcomp.ir.walk import scopes, tensors
 
@@ -101,6 +102,8 @@ def check_types(model: ModelProto) -> tuple[Diagnostic, ...]:
     if may_kill_inference(model):
         return ()
     stripped = without_weights(model)
+    for domain in ALWAYS_IMPORTED - {entry.domain for entry in stripped.opset_import}:
+        stripped.opset_import.add(domain=domain, version=1)
     declared = _contradiction(stripped)
     if not declared:
         return ()

@@ -9,6 +9,7 @@ import pytest
 from onnx import AttributeProto, TensorProto, helper, parser
 
 from onnxcomp.errors import ModelError
+from onnxcomp.ir import Model
 from onnxcomp.ir.structure import CODES, check_structure
 
 HEAD = '<ir_version: 8, opset_import: ["" : 13, "f" : 1, "com.microsoft" : 1]>\n'
@@ -47,7 +48,6 @@ def codes(valid: onnx.ModelProto | str) -> list[str]:
         "g () => (float[2] w) <float[2] w = {1, 2}> { }",
         "g (float[2] x) => (float[2] y, float[2] y) { y = Neg (x) }",
         "g (float[2] x, float[2] unused) => (float[2] y, float[2] z) { y = Neg (x) z = Abs (y) }",
-        "g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Add (x, w) }",
         "g (float[2] x) => (float[2] y) <float[2] y = {1, 2}> { }",
         "g (float[2] x) => (float[2] y) { y = com.microsoft.Anything (x) }",
         "g (float[2] x) => (float[2] y) { y = f.custom (x) }",
@@ -95,7 +95,7 @@ def test_an_overridable_initializer_and_a_sparse_one() -> None:
     sparse = proto.graph.sparse_initializer.add(dims=[2])
     sparse.values.CopyFrom(helper.make_tensor("s", TensorProto.FLOAT, [1], [3.0]))
     sparse.indices.CopyFrom(helper.make_tensor("s_at", TensorProto.INT64, [1], [1]))
-    assert codes(proto) == []
+    assert codes(proto) == ["MDL107"]
     sparse.indices.int64_data[0] = 2
     assert "outside of its shape" in refusal(proto)
 
@@ -135,6 +135,27 @@ def test_operators_that_only_onnxruntime_has_are_reported() -> None:
     text = "g (float[2] x, float[2] s) => (float[2] y) { y = SimplifiedLayerNormalization (x, s) }"
     assert codes(text) == ["MDL103"]
     assert codes(text.replace("Simplified", "")) == ["MDL103"]
+
+
+def test_weights_that_are_inputs_are_reported_where_callers_may_replace_them() -> None:
+    text = "g (float[2] x, float[2] w = {1, 2}) => (float[2] y) { y = Add (x, w) }"
+    assert codes(text) == ["MDL107"]
+    proto = model(text)
+    proto.ir_version = 3
+    assert codes(proto) == []
+
+
+def test_operators_of_the_runtime_need_no_import() -> None:
+    proto = model("g (float[2] x) => (float[2] y) { y = com.microsoft.Gelu (x) }")
+    del proto.opset_import[1:]
+    structure = check_structure(proto)
+    assert structure.undeclared == {"com.microsoft"}
+    assert [each.code for each in structure.diagnostics] == ["MDL108"]
+    loaded = Model.load(proto)
+    assert loaded.opset_imports == {"": 13, "com.microsoft": 1}
+    assert len(proto.opset_import) == 1, "the caller's model was changed"
+    proto.graph.node[0].domain = "ai.onnx.ml"
+    assert "whose version is not stated" in refusal(proto)
 
 
 def test_negative_declared_dimensions_and_a_missing_name_are_reported() -> None:
