@@ -7,6 +7,8 @@ import pytest
 from onnxcomp import registry
 from onnxcomp.errors import RecipeError
 from onnxcomp.passbase import Pass
+from onnxcomp.patterns.rewriting import NEAR_MISS
+from onnxcomp.rules import RulePass
 
 
 def test_every_own_pass_loads_under_its_name_and_explains_itself() -> None:
@@ -21,6 +23,19 @@ def test_every_own_pass_loads_under_its_name_and_explains_itself() -> None:
         assert found.__doc__, name
         for option, text in found.option_help().items():
             assert text, f"{name}.{option} has no docstring"
+
+
+def test_every_code_of_a_near_miss_is_explained_and_has_one_owner() -> None:
+    owners: dict[str, str] = {}
+    for name, info in registry.passes().items():
+        if info.problem():
+            continue
+        found = info.load()
+        for code in found.codes:
+            assert code not in owners or found.codes[code] == NEAR_MISS, f"{name}, {owners[code]}"
+            owners[code] = name
+        if issubclass(found, RulePass) and found.near_miss_code:
+            assert found.near_miss_code in found.codes, name
 
 
 def test_unknown_name_suggests_near_ones() -> None:

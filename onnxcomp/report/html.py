@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from onnxcomp.report import units
 from onnxcomp.report.record import plain
-from onnxcomp.report.text import remarks
+from onnxcomp.report.text import EXPLAINED, remarks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -73,7 +73,9 @@ def _parts(report: Report) -> Iterator[str]:
         yield _section("What was nearly done", _near(report.explanation.near_misses))
     else:
         yield _section("Passes", _steps(report))
-    yield _section("Remarks", _list(remarks(report.diagnostics, verbose=True)))
+    told = EXPLAINED if report.explanation is not None else ()
+    left = [remark for remark in report.diagnostics if remark.severity not in told]
+    yield _section("Remarks", _list(remarks(left, verbose=True)))
     yield _section("Notes", _list(report.notes))
     yield _section("How to repeat this", _repeat(report))
 

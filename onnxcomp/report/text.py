@@ -30,7 +30,7 @@ DEFAULT_WIDTH = 120
 # Remarks of one code that are shown unless all are asked for.
 SHOWN_PER_CODE = 2
 # An explanation says these better.
-_EXPLAINED = frozenset({Severity.SKIP, Severity.NEAR})
+EXPLAINED = frozenset({Severity.SKIP, Severity.NEAR})
 # A rule under the headings and nothing else.
 _ASCII_LINES = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
@@ -103,7 +103,7 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
     remarked = report.diagnostics
     if explanation is not None:
         _print_explanation(explained.near_lines(explanation, verbose=verbose), console)
-        remarked = tuple(found for found in remarked if found.severity not in _EXPLAINED)
+        remarked = tuple(found for found in remarked if found.severity not in EXPLAINED)
     for line in remarks(remarked, verbose=verbose):
         console.print(Text(line, style="yellow" if " warning: " in line else "dim"))
     for note in report.notes:
