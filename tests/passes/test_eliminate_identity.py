@@ -490,6 +490,8 @@ LEFT = [
     ("a = Slice (x, s, t, u) y = Squeeze (a, u)", "float[N, 1]", "int64[1] s = {-1}, int64[1] t = {0}, int64[1] u = {0}", 1),
     ("a = Slice (x, s, t, s) b = Squeeze (a, s) c = Exp (a) y = Add (b, c)", "float[N, M]", "int64[1] s = {0}, int64[1] t = {1}", 2),
     ("a = Squeeze (x) y = Squeeze (a, s)", "float[1, N, 1, M]", "int64[1] s = {0}", 1),
+    # onnxruntime moves transposes through Slice and Squeeze, not through Gather
+    ("p = Transpose (x) a = Slice (p, s, t, s) y = Squeeze (a, s)", "float[N, M]", "int64[1] s = {0}, int64[1] t = {1}", 1),
     ("a = Clip (x, s, t) y = Relu (a)", "float[N]", "float s = {0}, float[0] t = {}", 1),
 ]  # fmt: skip
 
