@@ -165,7 +165,11 @@ class GatherOne:
     def match(self, node: ir.Node, facts: Facts) -> Match[tuple[int, int]] | Miss:
         """Finds the axis and the index."""
         inner = producer_of(node.inputs[0], "Slice")
-        if inner is None or not only_reads(node, inner) or producer_of(inner.inputs[0], "Transpose"):
+        if (
+            inner is None
+            or not only_reads(node, inner)
+            or producer_of(inner.inputs[0], "Transpose")
+        ):
             return NOTHING
         ranges, axes = slice_ranges(inner), list_of(node, "axes", 1)
         if ranges is None or axes is None or len(ranges) != 1 or len(axes) != 1:
