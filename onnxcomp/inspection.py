@@ -138,7 +138,7 @@ def inspect_model(
     Raises:
         UserError: If a dimension is given that no input has.
     """
-    sized, assumed = _sized(model, dict(dims or {}))
+    sized, assumed = sized_model(model, dict(dims or {}))
     foreign = Counter(node.domain for node in model.nodes() if node.domain not in STANDARD_DOMAINS)
     return Inspection(
         signature=model.signature(),
@@ -210,7 +210,7 @@ def header_of(model: Model) -> dict[str, Any]:
     }
 
 
-def _sized(model: Model, dims: dict[str, int]) -> tuple[Model, dict[str, int]]:
+def sized_model(model: Model, dims: dict[str, int]) -> tuple[Model, dict[str, int]]:
     """Returns a copy of the model with sizes for open dimensions, and those that were used."""
     model = model.copy()
     edit = Edit(model)
@@ -270,7 +270,7 @@ def _costs(model: Model) -> dict[ir.Node, NodeCost]:
         if value.name and shapes.static(value) is None
     }
     if values:
-        folded = _folded(model)
+        folded = folded_model(model)
         found = Facts(folded).get(Shapes())
         for node in folded.graph:
             for value in node.outputs:
@@ -279,7 +279,7 @@ def _costs(model: Model) -> dict[ir.Node, NodeCost]:
     return costs(model, shapes)
 
 
-def _folded(model: Model) -> Model:
+def folded_model(model: Model) -> Model:
     if "fold-constants" not in registry.passes():
         return model
     return Pipeline.parse("fold-constants").run(model, on_failure="skip").model

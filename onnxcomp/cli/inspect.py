@@ -40,6 +40,11 @@ def sizes(texts: tuple[str, ...]) -> dict[str, int]:
 @click.argument("models", type=MODEL, nargs=-1, required=True, metavar="MODEL [OTHER]")
 @click.option("--diff", is_flag=True, help="Show what changed from MODEL to OTHER instead.")
 @click.option(
+    "--channels",
+    is_flag=True,
+    help="Show which channels belong together and could be removed, and what stands in the way.",
+)
+@click.option(
     "--dim",
     "dims",
     multiple=True,
@@ -66,6 +71,7 @@ def inspect(
     *,
     models: tuple[Path, ...],
     diff: bool,
+    channels: bool,
     dims: tuple[str, ...],
     providers: tuple[str, ...],
     fusions: bool,
@@ -92,6 +98,11 @@ def inspect(
         return
     (model,) = models
     wanted = sizes(dims)
+    if channels:
+        from onnxcomp.cli import inspect_channels
+
+        inspect_channels.show(model, wanted)
+        return
     from onnxcomp.inspection import fused_by, inspect_model
     from onnxcomp.ir import Model
     from onnxcomp.report.rows import file_row

@@ -312,6 +312,14 @@ def test_inspect_json(command: Run, net: Path) -> None:
     assert document["fused"][0]["before"]["Identity"] == 2
 
 
+def test_inspect_shows_channels(command: Run, net: Path) -> None:
+    done = command("inspect", net, "--channels")
+    assert done.code == 0
+    assert "groups of channels" in done.out
+    document = json.loads(command("inspect", net, "--channels", "--json").out)
+    assert document["parameters"] >= document["reachable"]
+
+
 def test_inspect_names_dimensions_that_are_open(command: Run, net: Path) -> None:
     done = command("inspect", net, "--dim", "M=5")
     assert done.code == 1
