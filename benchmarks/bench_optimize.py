@@ -7,7 +7,8 @@ Every tool is a whole process, started as its user would (`_peers.py`): a consol
 shortest Python script where there is none. Processes run in turn (A B C A B C ...), times are medians.
 
 - `nodes`: over all scopes, Constant nodes not counted.
-- `seconds`: the whole process; `times_onnxcomp`: divided by ours.
+- `seconds`: the whole process; `times_onnxcomp`: divided by ours. `cpu_seconds`: what it and its
+  children spent in processors, which a busy machine changes less, but which threads add up in.
 - `anonymous_mb`: peak of the memory that only swapping could take back, over the process tree, pages
   shared by forked processes counted once. `resident_mb` adds the pages of files (libraries, weights
   that are memory-mapped) of the process that has most of them. Sampled in a run of its own.
@@ -22,6 +23,7 @@ shortest Python script where there is none. Processes run in turn (A B C A B C .
 """
 
 import math
+import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -59,6 +61,7 @@ COLUMNS = [
     "bytes",
     "seconds",
     "times_onnxcomp",
+    "cpu_seconds",
     "anonymous_mb",
     "resident_mb",
     "speed",
@@ -165,6 +168,7 @@ def _row(
         "tool": name,
         "seconds": seconds,
         "times_onnxcomp": seconds / ours if seconds and ours else None,
+        "cpu_seconds": statistics.median(run.cpu_seconds for run in runs),
         "all_seconds": [run.seconds for run in runs],
         "broken": f"failed: {runs[-1].reason}" if runs[-1].returncode else "",
     }
@@ -271,6 +275,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
             ("nodes / original's", "nodes", originals),
             ("speed", "speed", None),
             ("seconds / ours", "seconds", ours),
+            ("processor seconds / ours", "cpu_seconds", ours),
             ("anonymous memory / ours", "anonymous_mb", ours),
             ("resident memory / ours", "resident_mb", ours),
         ):

@@ -7,6 +7,8 @@ not fold into it. Sessions take turns; `apart` is the time with the Pad divided 
 below 1 the Pad should stay. `fuse-pad` decides by what was measured here.
 """
 
+from typing import TypeAlias
+
 import numpy as np
 from _common import (
     RESULTS,
@@ -22,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 COLUMNS = ["kind", "channels", "input", "kernel", "strides", "group", "fused_us", "apart", "spread"]
 OPSET = 17
+Case: TypeAlias = tuple[str, tuple[int, int], tuple[int, ...], tuple[int, ...], int, int]
 
 
 def conv(
@@ -65,9 +68,9 @@ def conv(
     return bytes(model.SerializeToString())
 
 
-def cases() -> list[tuple[str, tuple[int, int], tuple[int, ...], tuple[int, ...], int, int]]:
+def cases() -> list[Case]:
     """Kind, channels, input, kernel, stride and groups of everything that is measured."""
-    found = []
+    found: list[Case] = []
     for channels in ((1, 32), (16, 16), (64, 64)):
         for extent in (3, 9, 33, 65):
             for height in (16, 32, 128, 512):
