@@ -37,7 +37,7 @@ def number(value: ir.Value | None) -> float | None:
 def is_number(value: ir.Value | None, wanted: float) -> bool:
     """Whether a value is a constant as near to a number as single precision gets."""
     found = number(value)
-    return found is not None and bool(np.isclose(found, wanted, rtol=_CLOSE, atol=0))
+    return found is not None and abs(found - wanted) <= _CLOSE * abs(wanted)
 
 
 def is_single(value: ir.Value | None) -> bool:
@@ -80,10 +80,11 @@ def over_number(node: ir.Node | None, wanted: float) -> ir.Value | None:
 
 def inner(value: ir.Value | None, *operators: str) -> ir.Node | None:
     """Returns the maker of a value that only one node reads, if it is one of the operators."""
-    if value is None or only_reader(value) is None:
+    maker = None if value is None else value.producer()
+    # The operator first: it rules out most, and costs less than counting readers.
+    if value is None or not is_op(maker, *operators) or only_reader(value) is None:
         return None
-    maker = value.producer()
-    return maker if is_op(maker, *operators) else None
+    return maker
 
 
 def operands(node: ir.Node) -> list[tuple[ir.Value | None, ir.Value | None]]:
