@@ -68,7 +68,7 @@ def stubs(model: Model, above: int) -> contextlib.AbstractContextManager[None]:
     replacements: dict[ir.Value, ir.TensorProtocol] = {}
     for value in model.initializers():
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes > above and tensor.dtype != ir.DataType.STRING:
+        if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes > above:
             replacements[value] = reference(tensor, value.name or "", STUB_LOCATION, 0)
     return swapped(replacements)
 

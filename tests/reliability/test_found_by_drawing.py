@@ -118,7 +118,13 @@ def test_inference_does_not_die_of_a_type_that_it_does_not_know(node: str) -> No
         "g (float[2] x) => (int64[2] y, float[2] z) <float[3, 5] w> { y = Shape (w) z = Neg (x) }",
         "g (float[5, 2, 2, 1] x) => (float[5, 2, 2, 1] y) <float[5, 0, 2, 1] w> "
         "{ a = Neg (x) y = Concat <axis = 1> (w, a) }",
-        "g (float x) => (int64 y) <int64[0] i> { s = Shape (x) n = Gather (s, i) y = Size (n) }",
+        "g (float[1] x) => (int64[2, 1, 2] y, float[1] z) <float[2, 1, 3] w> "
+        "{ m, y = MaxPool <kernel_shape = [2]> (w) z = Neg (x) }",
+        'g (float[1] x) => (string[4] y, float[1] z) <string[2] w = {"a", "a"}> '
+        "{ y = Concat <axis = 0> (w, w) z = Neg (x) }",
+        "g (float[3] x) => (float[3] y) <float[3, 3] w, int64 i = {0}, float[3] v = {1, 0, 1}> "
+        "{ s = SequenceConstruct (x, x) m = SequenceMap <body = b (float[3] e) => (float[3] o) "
+        "{ a = MatMul (e, w) o = Mul (a, v) }> (s) y = SequenceAt (m, i) }",
     ],
 )
 def test_channels_of_weights_whose_sizes_are_read_stay(text: str) -> None:

@@ -46,12 +46,21 @@ def scan(site: Site) -> None:
         moved = any(
             name in site.node.attributes for name in ("scan_input_axes", "scan_output_axes")
         )
-        if moved:
+        # Before opset 9 there was a batch, and the lengths of its sequences came first.
+        if moved or len(site.node.inputs) != len(body.inputs):
             site.freeze("it scans along other axes than the first")
+            keep_bodies(site)
             return
         for index in range(states, len(body.inputs)):
             _slices(site, body.inputs[index], site.axes(site.input(index)))
         _stacked(site, body.outputs[states:], states, 0)
+
+
+def keep_bodies(site: Site) -> None:
+    """What goes into and out of the bodies of a node stays as it is."""
+    for body in subgraphs(site.node):
+        for value in (*body.inputs, *body.outputs):
+            _keep_all(site, value)
 
 
 def _output(site: Site, index: int) -> ir.Value | None:

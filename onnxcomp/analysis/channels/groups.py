@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxcomp.analysis.channels.control import keep_bodies
 from onnxcomp.analysis.channels.site import Roles, Site
 from onnxcomp.analysis.channels.space import Positions, Prefer, Space
 from onnxcomp.analysis.channels.table import rule_of
@@ -154,6 +155,7 @@ def _apply(site: Site) -> None:
     rule = rule_of(site)
     if rule is None:
         site.freeze("nothing is known of the operator")
+        keep_bodies(site)
     else:
         rule(site)
         site.close()

@@ -114,17 +114,15 @@ def over_channels(site: Site) -> None:
 
 def pool(site: Site) -> None:
     """Pooling and resampling: batch and channels stay, space does not."""
+    if any(output.name for output in site.node.outputs[1:]):
+        site.freeze("it also returns where in the whole each number was")
+        return
     if (found := _through(site)) is None:
         return
     source, out = found
     site.tie_all(source[:2], out[:2])
     for axis in (*source[2:], *out[2:]):
         site.keep(axis, "positions in space are neighbours")
-    for output in site.node.outputs[1:]:
-        for axis in (site.axes(output) or ()) if output.name else ():
-            # Indices count through all channels.
-            site.keep(axis, "it holds places in the flattened input")
-            site.keep(source[1], "places in the flattened input are returned")
 
 
 def resize(site: Site) -> None:

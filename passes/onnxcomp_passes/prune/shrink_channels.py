@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from onnxcomp.analysis.channels import Channels
 from onnxcomp.analysis.shapes import Shapes
+from onnxcomp.ir import ir
 from onnxcomp.ir.ops import array
 from onnxcomp.passbase import Pass
 from onnxcomp_passes.prune.support.constancy import Constancy
@@ -19,7 +20,6 @@ from onnxcomp_passes.prune.support.removal import Removal
 if TYPE_CHECKING:
     from onnxcomp.analysis.channels import ChannelMap, Group, Member
     from onnxcomp.analysis.channels.site import Contraction
-    from onnxcomp.ir import ir
     from onnxcomp.passbase import Context
 
 Array = np.ndarray[Any, Any]
@@ -122,7 +122,8 @@ class _Judge:
 
     def dead(self, group: Group) -> Array:
         """Returns which units nobody would miss."""
-        if group.mixed:
+        dtypes = {self._constancy.shapes.dtype(member.value) for member in group.members}
+        if group.mixed or ir.DataType.STRING in dtypes:
             return np.zeros(group.units, bool)
         dead = np.ones(group.units, bool)
         for member in group.members:

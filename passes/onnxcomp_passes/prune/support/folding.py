@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import array, attribute, input_at
-from onnxcomp_passes.prune.support.constancy import is_padded
+from onnxcomp_passes.prune.support.constant_rules import is_padded
 
 if TYPE_CHECKING:
     from onnxcomp.passbase import Context
