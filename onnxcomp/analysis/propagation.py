@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # How long a shape vector is taken to be when nothing is known, and how long one may get.
 _USUAL_RANK = 8
 _MAX_PROPAGATED = 1 << 16
+# Operators whose result has the dimensions that an operand contains, and that operand.
+_SHAPED_BY = {"ConstantOfShape": 0, "Expand": 1, "Reshape": 1}
 
 
 def infer_shapes(proto: onnx.ModelProto, *, strict: bool = False) -> onnx.ModelProto:
@@ -38,6 +40,8 @@ def infer_shapes(proto: onnx.ModelProto, *, strict: bool = False) -> onnx.ModelP
     plain = onnx.shape_inference.infer_shapes(proto, strict_mode=strict)
     if not _are_concats_short(proto) or any(length > _MAX_PROPAGATED for length in _lengths(plain)):
         return plain
+    if _has_computed_length(plain):
+        return plain
     return onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=True)
 
 
@@ -53,6 +57,23 @@ def _are_concats_short(proto: onnx.ModelProto) -> bool:
                 return False
             lengths[node.output[0]] = length
     return True
+
+
+def _has_computed_length(plain: onnx.ModelProto) -> bool:
+    """Whether some vector's length is worked out in the graph, so that only propagation would find it."""
+    for graph in proto_graphs(plain):
+        fixed = {node.output[0] for node in graph.node if node.op_type == "Constant"}
+        if isinstance(graph, onnx.GraphProto):
+            fixed.update(tensor.name for tensor in graph.initializer)
+        shaped = {info.name: info.type.tensor_type for info in graph.value_info}
+        for node in graph.node:
+            at = _SHAPED_BY.get(node.op_type)
+            if at is None or at >= len(node.input) or node.input[at] in fixed:
+                continue
+            found = shaped.get(node.output[0])
+            if found is None or not found.HasField("shape") or len(found.shape.dim) == 1:
+                return True
+    return False
 
 
 def _lengths(inferred: onnx.ModelProto) -> Iterator[int]:

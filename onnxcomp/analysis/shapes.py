@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from onnxcomp.analysis.propagation import infer_shapes
 from onnxcomp.analysis.symbolic.dims import text_of
 from onnxcomp.analysis.symbolic.types import typed_like
 from onnxcomp.analysis.symbolic.values import PartialValues
 from onnxcomp.ir.backend import ir
+from onnxcomp.ir.fragile import may_kill_inference
 from onnxcomp.ir.model import shape_of
 from onnxcomp.ir.ops import constant
 from onnxcomp.ir.scopes import ir_graphs, proto_graphs
@@ -144,7 +144,9 @@ class Shapes:
         symbols = _undeclare(proto)
         result = ShapeMap()
         try:
-            inferred = infer_shapes(proto)
+            # Contents of shape vectors are followed afterwards, in less time and bounded memory.
+            dies = may_kill_inference(proto)
+            inferred = proto if dies else onnx.shape_inference.infer_shapes(proto)
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             inferred = proto
         for graph, graph_proto in zip(ir_graphs(model.core), proto_graphs(inferred), strict=True):

@@ -46,6 +46,26 @@ def test_a_long_vector_is_not_taken_for_a_shape(operator: str) -> None:
     assert shapes_of(proto)["r"] == (2**35,)
 
 
+BOMB = """
+    g (float[1] x) => (float[n] y) <int64[1] a = {65536}, int64[1] at = {0}> {
+      b = Mul (a, a)
+      r = ConstantOfShape (b)
+      p = Gather (r, at)
+      y = Add (p, x)
+    }
+"""
+
+
+def test_a_length_that_is_worked_out_in_the_graph_is_bounded_too() -> None:
+    """Following 2^32 elements would need hundreds of gigabytes."""
+    proto = model(BOMB)
+    assert shapes_of(proto)["r"] == (2**32,)
+    assert infer_shapes(proto, strict=True).graph.node == proto.graph.node
+    expanded = model(BOMB.replace("ConstantOfShape (b)", "Expand (x, b)"))
+    assert shapes_of(expanded)["r"] == (2**32,)
+    assert infer_shapes(expanded, strict=True).graph.node == expanded.graph.node
+
+
 def test_strictness_is_handed_on() -> None:
     proto = model("g (float[2] x) => (float[2] y) <float[3] w> { y = Add (x, w) }")
     infer_shapes(proto)

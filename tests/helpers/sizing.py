@@ -78,6 +78,37 @@ def check(item: Item, actual: int, sizes: dict[str, int]) -> bool:
         return isinstance(item, Dim)
 
 
+def drawn_feeds(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Feeds for a drawn model; two inputs share N, and the runtime does not mind when they differ."""
+    n, m, k, p, q = rng.integers(0, 5, 5)
+    return {
+        "x": np.ones((n, m, 4), np.float32),
+        "y": np.ones((rng.choice([n, 1, 2]), k), np.float32),
+        "z": np.ones((q, rng.choice([m, 1]), 3, p), np.float32),
+    }
+
+
+def breaks_the_standard(source: onnx.ModelProto, arrays: dict[str, np.ndarray]) -> bool:
+    """Whether onnxruntime let something pass, or did something, that the standard does not allow.
+
+    Of a tensor without elements it reduces no axis at all, and a Concat takes one whatever its other
+    dimensions are.
+    """
+    empty = any(not array.size for array in arrays.values())
+    if empty and any(node.op_type == "ReduceSum" for node in source.graph.node):
+        return True
+    return any(_is_mismatch(node, arrays) for node in source.graph.node)
+
+
+def _is_mismatch(node: onnx.NodeProto, arrays: dict[str, np.ndarray]) -> bool:
+    if node.op_type != "Concat":
+        return False
+    shapes = [list(arrays[name].shape) for name in node.input if name in arrays]
+    for shape in shapes:
+        shape[node.attribute[0].i] = 0
+    return any(shape != shapes[0] for shape in shapes)
+
+
 @dataclass
 class Sizing:
     """A model while it is drawn: `values` are tensors of a rank, `numbers` are scalars and lists."""

@@ -383,8 +383,8 @@ def test_a_known_zero_in_a_target_keeps_the_computed_target() -> None:
     assert_unchanged(
         FOLD,
         """
-            g (float[N, 0, 3] x) => (float[?, ?] y) <int64 z = {0}, int64[1] ax = {0},
-             int64[1] none = {0}> {
+            g (float[N, 0, 3] x) => (float[?, ?, ?] y) <int64 z = {0}, int64[1] ax = {0},
+             int64[2] none = {0, 4}> {
               s = Shape (x)
               n = Gather (s, z)
               u = Unsqueeze (n, ax)
@@ -584,3 +584,156 @@ def test_a_size_that_becomes_zero_copies_another_one_and_is_not_taken_for_equal(
     for rows in (0, 3):
         feeds = {"x": np.ones((3, 4), np.float32), "empty": np.ones(rows, np.float32)}
         assert_same_numbers(source, got, feeds, runtimes=("onnxruntime",))
+
+
+def folded(text: str) -> onnx.ModelProto:
+    got, _ = run_pass(FOLD, model(text))
+    onnx.checker.check_model(got, full_check=True)
+    return got
+
+
+def operators(got: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in got.graph.node]
+
+
+VIEW = """
+    g (float[N, M, 1, 4] x) => (float[?, ?, ?] y, float[?, ?, ?, ?, ?] z)
+    <int64[1] two = {2}, int64[2] edge = {0, 1}, int64[1] last = {3}, int64[1] one = {1}> {
+      s = Shape (x)
+      front = Gather (s, edge)
+      width = Gather (s, last)
+      t = Concat <axis = 0> (front, width)
+      a = Neg (x)
+      y = Reshape (a, t)
+      u = Concat <axis = 0> (front, one, one, width)
+      z = Reshape (y, u)
+    }
+"""
+
+
+def test_a_reshape_that_only_moves_ones_is_a_view() -> None:
+    # Of a size of 0 that is not in its place, another one would be copied: then it is no view.
+    text = VIEW.replace("Reshape (", "Reshape <allowzero = 1> (")
+    got = folded(text)
+    assert operators(got) == ["Neg", "Squeeze", "Unsqueeze"]
+    for n, m in [(0, 2), (2, 0), (1, 1), (3, 2), (0, 0)]:
+        feeds = {"x": np.ones((n, m, 1, 4), np.float32)}
+        assert_same_numbers(model(text), got, feeds)
+
+
+def test_views_before_opset_13_have_attributes() -> None:
+    header = '<ir_version: 7, opset_import: ["" : 11]>'
+    text = f"{header} {VIEW}"
+    got = folded(text)
+    assert operators(got) == ["Neg", "Squeeze", "Unsqueeze"]
+    assert [attr.name for attr in got.graph.node[1].attribute] == ["axes"]
+    assert_same_numbers(model(text), got, {"x": np.ones((2, 3, 1, 4), np.float32)})
+
+
+def test_a_reshape_looks_through_another_one() -> None:
+    text = """
+        g (float[N, M] x, int64[K, 1] i) => (float[?, ?] y)
+        <int64[2] flat = {-1, 1}, int64[1] line = {-1}> {
+          a = Reshape (x, flat)
+          b = Gather (a, i)
+          c = Reshape (b, line)
+          s = Shape (i)
+          y = Reshape (c, s)
+        }
+    """
+    got = folded(text)
+    assert operators(got) == ["Reshape", "Gather", "Squeeze"]
+    feeds = {"x": np.ones((2, 3), np.float32), "i": np.array([[1], [0], [5]])}
+    assert_same_numbers(model(text), got, feeds)
+
+
+def test_rows_of_everything_else_are_a_flatten_for_an_empty_batch_too() -> None:
+    text = """
+        g (float[N, M, 4] x) => (float[?, ?] y) <int64 zero = {0}, int64 one = {1}, int64 four = {4},
+         int64[1] ax = {0}> {
+          s = Shape (x)
+          n = Gather (s, zero)
+          m = Gather (s, one)
+          k = Mul (m, four)
+          n1 = Unsqueeze (n, ax)
+          k1 = Unsqueeze (k, ax)
+          t = Concat <axis = 0> (n1, k1)
+          y = Reshape <allowzero = 1> (x, t)
+        }
+    """
+    got = folded(text)
+    assert operators(got) == ["Flatten"]
+    for n, m in [(0, 2), (2, 0), (3, 2)]:
+        feeds = {"x": np.ones((n, m, 4), np.float32)}
+        assert_same_numbers(model(text), got, feeds, runtimes=("onnxruntime",))
+
+
+def test_nothing_is_inferred_beside_a_dimension_of_0() -> None:
+    text = """
+        g (float[N, 0, 2] x, float[K] k) => (float[?, ?, ?] y) <int64[1] zero = {0}, int64[1] one = {1}> {
+          n = Shape (k)
+          t = Concat <axis = 0> (one, zero, n)
+          a = Neg (x)
+          y = Reshape (a, t)
+        }
+    """
+    got = folded(text)
+    for k in (2, 5):
+        feeds = {"x": np.ones((3, 0, 2), np.float32), "k": np.ones(k, np.float32)}
+        assert_same_numbers(model(text), got, feeds, runtimes=("onnxruntime",))
+
+
+def test_sizes_that_are_equal_are_computed_once() -> None:
+    text = """
+        g (float[N, M] x, float[K] z) => (float[?] y) <int64 zero = {0}, int64 one = {1}, int64 two = {2}> {
+          a = Neg (x)
+          s = Shape (x)
+          n = Gather (s, zero)
+          d = Mul (n, two)
+          t = Shape (a)
+          m = Gather (t, zero)
+          e = Add (m, m)
+          q = Range (zero, d, one)
+          r = Range (zero, e, one)
+          f = Add (q, r)
+          y = Cast <to = 1> (f)
+        }
+    """
+    got = folded(text)
+    assert operators(got).count("Shape") == 1
+    assert operators(got).count("Gather") == 1
+    assert operators(got).count("Mul") == 1
+    for n in (0, 1, 3):
+        feeds = {"x": np.ones((n, 2), np.float32), "z": np.ones(1, np.float32)}
+        assert_same_numbers(model(text), got, feeds)
+
+
+@pytest.mark.parametrize(
+    ("arithmetic", "expected"),
+    [
+        ("k = Mul (m, four) r = Div (k, four)", [0, 0, 4]),
+        ("k = Add (m, four) r = Sub (k, four)", [0, 0, 4]),
+        ("k = Div (m, one) r = Mul (k, one)", [0, 0, 4]),
+        ("k = Max (m, minus) r = Min (k, m)", [0, 0, 4]),
+        ("k = Div (m, four) r = Mul (k, four)", None),
+    ],
+)
+def test_arithmetic_on_sizes_cancels(arithmetic: str, expected: list[int] | None) -> None:
+    text = f"""
+        g (float[N, M, 2, 2] x) => (float[?, ?, ?] y) <int64 zero = {{0}}, int64 one = {{1}},
+         int64 four = {{4}}, int64 minus = {{-1}}, int64[1] ax = {{0}}, int64[1] fours = {{4}}> {{
+          s = Shape (x)
+          n = Gather (s, zero)
+          m = Gather (s, one)
+          {arithmetic}
+          n1 = Unsqueeze (n, ax)
+          r1 = Unsqueeze (r, ax)
+          t = Concat <axis = 0> (n1, r1, fours)
+          y = Reshape (x, t)
+        }}
+    """
+    got = folded(text)
+    targets = {t.name: onnx.numpy_helper.to_array(t).tolist() for t in got.graph.initializer}
+    found = targets.get(got.graph.node[-1].input[1])
+    assert found in (expected, [0, -1, 4])
+    assert (operators(got) == ["Reshape"]) == (found is not None)

@@ -33,6 +33,7 @@ _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE}
 
 # Until then, Squeeze and Unsqueeze had them as an attribute.
 _AXES_AS_INPUT = 13
+_FLATTENS_EVERYTHING = 9
 
 
 class Placer:
@@ -137,6 +138,10 @@ class Placer:
         if maker is not None:
             self.drop(maker)
 
+    def set_attribute(self, node: ir.Node, name: str, value: object) -> None:
+        """Sets an attribute of a node, or removes it (None)."""
+        self._edit.set_attribute(node, name, value)
+
     def view(
         self, node: ir.Node, operator: str, axes: Sequence[int], source: ir.Value | None
     ) -> None:
@@ -160,6 +165,22 @@ class Placer:
         for maker in makers:
             if maker is not None:
                 self.drop(maker)
+
+    def flatten(self, node: ir.Node, axis: int) -> bool:
+        """Turns a Reshape into a Flatten; returns whether the opset has one for every type."""
+        if node.graph is None or self._versions[node.graph] < _FLATTENS_EVERYTHING:
+            return False
+        makers = [value.producer() for value in node.inputs if value is not None]
+        self.placed.append(node)
+        self._edit.truncate_inputs(node, 1)
+        self._edit.set_attribute(node, "allowzero", None)
+        self._edit.set_attribute(node, "axis", axis)
+        self._edit.set_operator(node, "Flatten")
+        self._edit.count("targets simplified")
+        for maker in makers:
+            if maker is not None:
+                self.drop(maker)
+        return True
 
     def _place_output(self, value: ir.Value, node: ir.Node, tensor: ir.TensorProtocol) -> bool:
         """An output of a body, or of a file of IR version 3, can only be made by a node."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnxcomp.analysis.symbolic import dims
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import attribute, constant, input_at, producer_of
 
@@ -34,16 +35,22 @@ def simplify(node: ir.Node, shapes: ShapeMap, placer: Placer) -> None:
     if vector is None or vector.scalar:
         return
     zero_copies = attribute(node, "allowzero", 0) == 0
-    found = constant_target(vector.items, source if zero_copies else None)
+    usable = zero_copies or 0 not in vector.items
+    found = constant_target(vector.items, source if usable else None)
+    # With a size of 0 and one to infer, an empty batch would have no answer any more.
+    unsure = found is None or ({0, -1} <= set(found) and -1 not in vector.items)
+    if unsure and _as_matrix(node, shapes, placer):
+        return
     if found is not None:
         placer.set_operand(node, 1, ir.tensor(np.array(found, np.int64)), target.name or "shape")
+        if usable and 0 in found:
+            placer.set_attribute(node, "allowzero", None)
 
 
 def _as_view(node: ir.Node, shapes: ShapeMap, placer: Placer) -> bool:
     """Makes a Reshape a Squeeze or Unsqueeze of what it reads, or of what that is a Reshape of."""
     result = shapes.sizes(node.outputs[0])
-    origin = node.inputs[0]
-    for _ in range(_MAX_VIEWS):
+    for origin in reversed(_origins(node)):
         source = shapes.sizes(origin)
         if source is not None and result is not None and len(source) != len(result):
             short, long = sorted((source, result), key=len)
@@ -51,10 +58,28 @@ def _as_view(node: ir.Node, shapes: ShapeMap, placer: Placer) -> bool:
             if ones:
                 placer.view(node, "Unsqueeze" if short is source else "Squeeze", ones, origin)
                 return True
-        maker = producer_of(origin, "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+    return False
+
+
+def _origins(node: ir.Node) -> list[ir.Value | None]:
+    """What a Reshape reads, what that is a reshape of, and so on."""
+    found = [node.inputs[0]]
+    while len(found) < _MAX_VIEWS:
+        maker = producer_of(found[-1], "Reshape", "Flatten", "Squeeze", "Unsqueeze")
         if maker is None or maker.graph is not node.graph:
             break
-        origin = maker.inputs[0]
+        found.append(maker.inputs[0])
+    return found
+
+
+def _as_matrix(node: ir.Node, shapes: ShapeMap, placer: Placer) -> bool:
+    """Makes a Reshape to two dimensions a Flatten, which knows an answer when the first one is 0."""
+    source, result = shapes.sizes(node.inputs[0]), shapes.sizes(node.outputs[0])
+    if source is None or result is None or len(result) != 2 or None in result:
+        return False
+    for axis in range(1, len(source)):
+        if (dims.product(source[:axis]), dims.product(source[axis:])) == result:
+            return placer.flatten(node, axis)
     return False
 
 
@@ -100,6 +125,8 @@ def constant_target(items: tuple[Item, ...], sizes: tuple[Item, ...] | None) -> 
     rest = [place for place, item in enumerate(result) if item is None]
     if len(rest) > (0 if -1 in result else 1):
         return None
+    if rest and any(sizes is not None and sizes[place] == 0 for place in zeros):
+        return None  # nothing can be inferred beside a dimension of 0
     for place in rest:
         result[place] = -1
     return [item for item in result if item is not None]
