@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxcomp.ir import ir
 from onnxcomp.ir.ops import constant, standard_op, subgraphs
 from onnxcomp_passes.prune.support.constant_rules import FLOATS, RULES
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
     from onnxcomp.analysis.channels import ChannelMap
     from onnxcomp.analysis.shapes import ShapeMap
-    from onnxcomp.ir import Model
+    from onnxcomp.ir import Model, ir
 
 
 Array = np.ndarray[Any, Any]
