@@ -132,3 +132,13 @@ def test_channels_of_weights_whose_sizes_are_read_stay(text: str) -> None:
     got = Pipeline.parse("shrink-channels").run(proto).model.to_proto()
     onnx.checker.check_model(got, full_check=True)
     assert_same(proto, got, runtimes=["onnxruntime"])
+
+
+def test_before_opset_11_a_loop_carries_something() -> None:
+    proto = model(
+        f"{OLD} g (float[2] x, int64 n, bool go) => (float[k, 2] y) {{ z, y = Loop (n, go, x) "
+        "<body = b (int64 i, bool c, float[2] s) => (bool d, float[2] t, float[2] u) "
+        "{ d = Identity (c) t = Identity (s) u = Neg (s) }> }".replace(": 8]", ": 10]")
+    )
+    got = onnxcomp.optimize(proto).model.to_proto()
+    onnx.checker.check_model(got, full_check=True)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _MOST_COLLECTED = 2
 # Before this version a Constant node could make floating point numbers only.
 _CONSTANTS_OF_ALL_TYPES = 9
+# Before this version a Loop had to carry something.
+_LOOPS_WITHOUT_STATES = 11
 
 
 class SimplifyLoops(Pass):
@@ -75,6 +77,8 @@ def _simplify(node: ir.Node, ctx: Context, version: int) -> None:
         return
     if version >= _CONSTANTS_OF_ALL_TYPES:
         _bind_condition(cycle, ctx.edit)
+    if cycle.is_loop and version < _LOOPS_WITHOUT_STATES:
+        return
     cycle = _release_constant_states(cycle, ctx.edit)
     cycle = collect_lists(cycle, ctx.edit)
     _share_collected(cycle, ctx.edit)
