@@ -63,9 +63,7 @@ def _nonzero(d: Drawing, shape: tuple[int, ...]) -> str:
 
 
 def scaled_product(d: Drawing) -> None:
-    value = d.tensor(
-        ["float32"], range(1, 4), fits=lambda v: len({a.shape[-1] for a in v.worlds}) == 1
-    )
+    value = d.tensor(["float32"], range(1, 4), fits=neural.one_width)
     if d.chance(0.5):
         value = both(
             d,

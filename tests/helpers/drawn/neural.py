@@ -28,6 +28,11 @@ def weights(d: Drawing, *shape: int, dtype: str = "float32", scale: float = 1.0)
     return d.weight(np.asarray(array).astype(dtype), overridable=0.06)
 
 
+def one_width(value: Value) -> bool:
+    """Whether the last axis has one size in every world; the runtime multiplies nothing by garbage."""
+    return value.shape[-1] > 0 and len({a.shape[-1] for a in value.worlds}) == 1
+
+
 def image(d: Drawing, kinds: tuple[str, ...] = ("float32",), spatial: int = 2) -> Value:
     """A batch of channels that is large enough for windows."""
 
@@ -129,7 +134,7 @@ def max_unpool(d: Drawing, op_type: str) -> Value:
 
 def matmul(d: Drawing, op_type: str) -> Value:
     value = d.tensor([random_kind(d, op_type)], range(1, 5),
-                     fits=lambda v: len({a.shape[-1] for a in v.worlds}) == 1)  # fmt: skip
+                     fits=one_width)  # fmt: skip
     width = value.shape[-1]
     if value.kind in "iu":
         return d.one("MatMul", [value.name, d.weight(np.ones((width, 2), value.dtype)).name])
@@ -145,7 +150,7 @@ def matmul(d: Drawing, op_type: str) -> Value:
 
 def gemm(d: Drawing, op_type: str) -> Value:
     value = d.tensor(["float32", "float32", "float64"], [2],
-                     fits=lambda v: len({a.shape[-1] for a in v.worlds}) == 1)  # fmt: skip
+                     fits=one_width)  # fmt: skip
     width, dtype = d.integer(1, 5), str(value.dtype)
     turned = d.integer(0, 2)
     shape = (width, value.shape[1]) if turned else (value.shape[1], width)
@@ -317,9 +322,7 @@ def quantize_dynamically(d: Drawing, op_type: str) -> Value:
 
 def whole_products(d: Drawing, op_type: str) -> Value:
     if op_type == "MatMulInteger":
-        value = d.tensor(
-            ["uint8"], [2, 3], least=1, fits=lambda v: len({a.shape[-1] for a in v.worlds}) == 1
-        )
+        value = d.tensor(["uint8"], [2, 3], least=1, fits=one_width)
         weight = d.weight(d.rng.integers(-9, 9, (value.shape[-1], 3)).astype(np.int8))
         zeros = [d.scalar(d.integer(0, 3), "uint8")] if d.chance(0.5) else []
         return d.one(op_type, [value.name, weight.name, *zeros])
