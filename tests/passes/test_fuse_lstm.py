@@ -1,0 +1,177 @@
+"""fuse-lstm: a loop over time whose body is made of cells."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcomp_passes.simplify.fuse_lstm import FuseLstm
+from tests.helpers.check import (
+    assert_refuses,
+    assert_rolls_back,
+    assert_same,
+    assert_unchanged,
+    run_pass,
+)
+from tests.helpers.text import model
+
+LSTM = FuseLstm()
+HIDDEN = 4
+
+
+def _cell(number: int, source: str) -> str:
+    n = number
+    return f"""
+        a{n} = Gemm <transB = 1> ({source}, w{n}, p{n})
+        b{n} = Gemm <transB = 1> (h{n}, r{n}, q{n})
+        g{n} = Add (a{n}, b{n})
+        gi{n}, gf{n}, gc{n}, go{n} = Split <axis = 1, num_outputs = 4> (g{n})
+        i{n} = Sigmoid (gi{n})
+        f{n} = Sigmoid (gf{n})
+        c{n} = Tanh (gc{n})
+        o{n} = Sigmoid (go{n})
+        k{n} = Mul (f{n}, m{n})
+        l{n} = Mul (i{n}, c{n})
+        m{n}_new = Add (k{n}, l{n})
+        s{n} = Tanh (m{n}_new)
+        h{n}_new = Mul (o{n}, s{n})
+    """
+
+
+def _graph(
+    *, cells: int = 1, axis: int = 1, after: str = "y = Neg (h{last}_end)", outputs: str = "float[B, 4] y",
+    more: str = "", collected: str = "", frames: str = "T", count: str = "count",
+) -> str:  # fmt: skip
+    order = range(cells)
+    weights = [
+        f"float[16, {3 if n == 0 else HIDDEN}] w{n}, float[16, 4] r{n}, float[16] p{n}, float[16] q{n}"
+        for n in order
+    ]
+    carried = [f"{kind}{n}" for n in order for kind in "hm"]
+    inside = ", ".join(f"float[B, 4] {name}" for name in carried)
+    new = ", ".join(f"float[B, 4] {name}_new" for name in carried)
+    ends = ", ".join(f"{name}_end" for name in carried)
+    rows = f", float[B, 4] {collected}" if collected else ""
+    body = "".join(_cell(n, "x" if n == 0 else f"h{n - 1}_new") for n in order)
+    dims = f"B, {frames}, 3" if axis == 1 else f"{frames}, B, 3"
+    return f"""
+        g (float[{dims}] xs, float[2, 4] first, int64 n) => ({outputs})
+        <{", ".join(weights)}, int64 place = {{{axis}}}, int64[1] batch = {{{1 - axis}}},
+         int64[1] width = {{4}}, bool yes = {{1}}> {{
+          sizes = Shape (xs)
+          count = Gather <axis = 0> (sizes, place)
+          rows = Gather <axis = 0> (sizes, batch)
+          target = Concat <axis = 0> (rows, width)
+          zeros = ConstantOfShape (target)
+          ones = ConstantOfShape <value = float[1] {{1}}> (target)
+          {ends}{", all" if collected else ""} = Loop ({count}, yes, {", ".join(["zeros"] * len(carried))}) <
+            body = b (int64 t, bool go, {inside}) => (bool on, {new}{rows}) {{
+              on = Identity (go)
+              x = Gather <axis = {axis}> (xs, t)
+              {body}
+              {more}
+            }}>
+          {after.format(last=cells - 1)}
+        }}
+    """
+
+
+def _kinds(proto: onnx.ModelProto) -> list[str]:
+    skipped = {"Shape", "Gather", "Concat", "ConstantOfShape"}
+    return [node.op_type for node in proto.graph.node if node.op_type not in skipped]
+
+
+def _feeds(batch: int, frames: int, axis: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    shape = (batch, frames, 3) if axis == 1 else (frames, batch, 3)
+    first = np.zeros((2, 4), np.float32)
+    return {"xs": rng.normal(size=shape).astype(np.float32), "first": first, "n": np.array(2)}
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("cells", [1, 3])
+def test_cells_become_operators_over_the_whole_sequence(cells: int, axis: int) -> None:
+    before = model(_graph(cells=cells, axis=axis))
+    got, outcome = run_pass(LSTM, before)
+    onnx.checker.check_model(got, full_check=True)
+    expected = ["Transpose"] * axis + ["LSTM", "Squeeze"] * cells + ["Neg"]
+    assert _kinds(got) == expected
+    assert outcome.stats["loops made an LSTM"] == 1
+    feeds = [_feeds(batch, frames, axis) for batch, frames in ((1, 1), (2, 7), (3, 0))]
+    assert_same(before, got, feeds=feeds, runtimes=("onnxruntime",))
+    assert_same(before, got, feeds=feeds[:2])
+    assert_rolls_back(LSTM, before)
+
+
+def test_what_is_collected_of_any_cell_and_its_last_states() -> None:
+    before = model(
+        _graph(
+            cells=2,
+            frames="5",
+            collected="h0_new",
+            after="y = Neg (h0_end) z = Exp (m1_end) u = Abs (all)",
+            outputs="float[B, 4] y, float[B, 4] z, float[5, B, 4] u",
+        )
+    )
+    got, _ = run_pass(LSTM, before)
+    assert _kinds(got).count("LSTM") == 2
+    # The reference joins what is collected where it should stack it.
+    assert_same(before, got, feeds=[_feeds(1, 5), _feeds(2, 5)], runtimes=("onnxruntime",))
+
+
+def _assert_stays(text: str, changed: str, *, reason: str = "") -> None:
+    assert changed != text
+    outcome = assert_refuses(LSTM, changed, code="LSM101")
+    assert any(reason in item.message for item in outcome.diagnostics)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("(count, yes, zeros", "(n, yes, zeros", "length"),
+        ("place = {1}", "place = {0}", "length"),
+        ("yes, zeros, zeros", "yes, ones, zeros", "zeros"),
+        ("yes, zeros, zeros", "yes, first, zeros", "zeros"),
+        ("on = Identity (go)", "on = Less (t, n)", "early"),
+        ("Gather <axis = 1> (xs, t)", "Gather <axis = 1> (xs, n)", "order"),
+        ("y = Neg (h0_end)", "y = Neg (m0_end)", "empty"),
+    ],
+)
+def test_a_loop_that_is_more_or_less_than_that_stays(old: str, new: str, reason: str) -> None:
+    text = _graph()
+    _assert_stays(text, text.replace(old, new), reason=reason)
+
+
+def test_a_body_that_does_more_stays() -> None:
+    text = _graph(
+        collected="extra", more="extra = Neg (h0_new)", after="y = ReduceSum <keepdims = 0> (all)",
+        outputs="float y",
+    )  # fmt: skip
+    assert_unchanged(LSTM, text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("i0 = Sigmoid (gi0)", "i0 = Tanh (gi0)"),
+        ("c0 = Tanh (gc0)", "c0 = Relu (gc0)"),
+        ("k0 = Mul (f0, m0)", "k0 = Mul (f0, h0)"),
+        ("k0 = Mul (f0, m0)", "k0 = Mul (i0, m0)"),
+        ("s0 = Tanh (m0_new)", "s0 = Tanh (l0)"),
+        ("h0_new = Mul (o0, s0)", "h0_new = Mul (o0, m0_new)"),
+        ("a0 = Gemm <transB = 1> (x, w0, p0)", "a0 = Gemm <transB = 1, alpha = 2.0> (x, w0, p0)"),
+        ("g0 = Add (a0, b0)", "g0 = Sub (a0, b0)"),
+        ("<axis = 1, num_outputs = 4> (g0)", "<axis = 1> (g0, parts)"),
+        ("m0_new = Add (k0, l0)", "m0_new = Sub (k0, l0)"),
+    ],
+)
+def test_a_body_that_only_looks_like_a_cell_stays(old: str, new: str) -> None:
+    text = _graph().replace("int64[1] width", "int64[4] parts = {3, 5, 4, 4}, int64[1] width")
+    changed = text.replace(old, new)
+    assert changed != text
+    if "parts)" in new:
+        changed = re.sub(r"float\[B, 4\] ([hm]0)", r"float[?, ?] \1", changed)
+    assert_unchanged(LSTM, changed)
