@@ -126,7 +126,8 @@ def optimize(  # noqa: PLR0913 - each is something that a user may want to say
     twin = (
         original.copy()
     )  # looked at in another thread; serialising a model touches it for a moment
-    reference = Path(source) if isinstance(source, (str, Path)) else twin
+    given = isinstance(source, (str, Path))
+    reference = (twin.runnable_path if given else None) or twin
     equivalence = Equivalence(
         reference, signature_of=twin, feeds=samples, threads=threads, seed=seed
     )

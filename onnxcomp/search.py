@@ -131,7 +131,7 @@ class Search:
 
     def _runnable(self, model: Model) -> Model | Path:
         """The file itself where there is one: the runtime maps its weights instead of copying."""
-        return model.path if model is self.original and model.path is not None else model
+        return (model.runnable_path or model) if model is self.original else model
 
     def run(self) -> None:
         """Tries everything worth trying, then measures what could be taken."""

@@ -118,7 +118,7 @@ class _Copier:
             overload=node.overload,
             outputs=outputs,
             version=node.version,
-            name=self._name(node.name) if node.name else None,
+            name=self._name(node.name or node.op_type),
             doc_string=node.doc_string,
             metadata_props={**self._metadata, **node.metadata_props},
         )

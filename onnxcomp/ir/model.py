@@ -129,6 +129,12 @@ class Model:
         return cls(core, notes=notes)
 
     @property
+    def runnable_path(self) -> Path | None:
+        """The file it came from, None where the runtime may refuse that because it had to be tidied."""
+        tidied = {"MDL101", "MDL102"} & {note.code for note in self.notes}
+        return None if tidied else self.path
+
+    @property
     def graph(self) -> ir.Graph:
         """The main graph."""
         return self.core.graph
