@@ -16,7 +16,7 @@ from onnxcomp.cli.options import (
     output_options,
 )
 from onnxcomp.cli.output import progress
-from onnxcomp.cli.proc import share_heap
+from onnxcomp.cli.proc import collect_rarely, share_heap
 from onnxcomp.cli.rewrite import Job, conclude
 from onnxcomp.cli.settings import everywhere
 
@@ -92,6 +92,7 @@ def optimize(  # noqa: PLR0913 - one for each option
     """
     if not conditions.measure:
         share_heap()
+        collect_rarely()
     place = output.place(model)
     from onnxcomp.optimization import optimize as run
     from onnxcomp.optimization import pin_shapes
