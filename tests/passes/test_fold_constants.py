@@ -6,7 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxcomp.errors import ModelError
+from onnxcomp.ir import Model, ir
+from onnxcomp.runtime import newest_opset
 from onnxcomp_passes.simplify.fold_constants import FoldConstants
+from onnxcomp_passes.simplify.folding.limits import Budget
+from onnxcomp_passes.simplify.folding.waves import Wave, since_version
 from tests.helpers.check import assert_refuses, assert_rewrites, assert_unchanged, run_pass
 from tests.helpers.numbers import assert_same_numbers
 from tests.helpers.text import model
@@ -51,6 +56,48 @@ def test_computes_comparisons_that_inference_knows_nothing_of(opset: int) -> Non
             <bool[2] y = {{0, 1}}, int64[2] a = {{1, 2}}, int64 b = {{2}}> {{}}
         """,
     )
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_operators_that_did_not_change_are_computed_in_opsets_newer_than_the_runtime(
+    ahead: int,
+) -> None:
+    version = newest_opset() + ahead
+    source = model(
+        f"""
+            <ir_version: 10, opset_import: ["" : {version}]>
+            g (float[N] x) => (float[N] y) <float[2] a, float[2] b> {{
+              c = Add (a, b)
+              d = ReduceSum <keepdims = 0> (c)
+              y = Mul (x, d)
+            }}
+        """
+    )
+    if version > onnx.defs.onnx_opset_version():
+        with pytest.raises(ModelError):
+            run_pass(FOLD, source)
+        return
+    got, outcome = run_pass(FOLD, source)
+    assert [node.op_type for node in got.graph.node] == ["Mul"]
+    assert not outcome.diagnostics
+    total = onnx.numpy_helper.to_array(source.graph.initializer[0]).astype(np.float32)
+    total = total + onnx.numpy_helper.to_array(source.graph.initializer[1])
+    made = [onnx.numpy_helper.to_array(t) for t in got.graph.initializer if t.name == "d"]
+    np.testing.assert_allclose(made[0], total.sum(), rtol=1e-6)
+
+
+def test_operators_that_changed_are_not_taken_for_older_ones() -> None:
+    node = onnx.helper.make_node("Add", ["a", "b"], ["c"])
+    loaded = ir.serde.deserialize_node(node)
+    assert since_version(loaded, 21) == 14
+    newest = onnx.defs.onnx_opset_version()
+    assert since_version(loaded, newest + 1) == newest + 1
+    wave = Wave(Budget(), 14, 13)
+    source = Model.load(model("g () => (float[2] c) <float[2] a, float[2] b> { c = Add (a, b) }"))
+    nodes = list(source.graph)
+    assert wave.choose(nodes) == []
+    assert Wave(Budget(), 14, 14).choose(nodes) == nodes
+    assert Wave(Budget(), 15, 14).choose(nodes) == nodes
 
 
 def test_lifts_constants_to_initializers_in_every_scope_but_functions() -> None:
@@ -232,6 +279,42 @@ def test_does_not_blow_up_the_model(bomb: str) -> None:
         }}
     """
     assert_unchanged(FOLD, graph)
+
+
+def test_a_table_of_positions_is_not_written_out() -> None:
+    source = model(
+        """
+            g (float[N, 100000] x) => (float[N, 100000] y, int64 z)
+            <int64 zero = {0}, int64 many = {100000}, int64 one = {1}, float[4, 25000] w> {
+              p = Range (zero, many, one)
+              f = Cast <to = 1> (p)
+              y = Add (x, f)
+              s = Size (w)
+              z = Add (s, one)
+            }
+        """
+    )
+    got, outcome = run_pass(FOLD, source)
+    assert [node.op_type for node in got.graph.node] == ["Range", "Cast", "Add"]
+    assert got.ByteSize() < source.ByteSize() + 100
+    assert [item.code for item in outcome.diagnostics] == ["FLD101"]
+    total = next(t for t in got.graph.initializer if t.name == "z")
+    assert onnx.numpy_helper.to_array(total) == 100001
+
+
+def test_a_small_range_is_computed() -> None:
+    got = folded(
+        """
+            g (float[N, 4] x) => (float[N, 4] y) <int64 zero = {0}, int64 one = {1}, int64 i = {1}> {
+              s = Shape (x)
+              n = Gather (s, i)
+              p = Range (zero, n, one)
+              f = Cast <to = 1> (p)
+              y = Add (x, f)
+            }
+        """
+    )
+    assert operators(got) == ["Add"]
 
 
 @pytest.mark.parametrize(("count", "grows"), [(6, True), (9, False)])

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Each round needs what the one before found; chains that are longer wait for the next run.
 _ROUNDS = 8
 _WAVES = 16
+# The newest opset that the oldest supported runtime takes.
+_KNOWN_TO_EVERY_RUNTIME = 23
 
 # Bytes that earlier runs on the same model made it larger; in `meta`, so it is not written to files.
 _SPENT = "onnxcomp.folded_bytes"
@@ -145,11 +147,12 @@ class _Folding:
         return self.ctx.edit.mark() != mark
 
     def _wave(self, scopes: list[ir.Graph], version: int) -> bool:
-        wave = Wave(self.budget, version)
+        runtime = _evaluated_as(version)
+        wave = Wave(self.budget, version, runtime)
         nodes = wave.choose([node for graph in scopes for node in graph])
         if not nodes:
             return False
-        results = self.evaluator.run(nodes, version)
+        results = self.evaluator.run(nodes, runtime)
         for node in nodes:
             if node in self.evaluator.failures:
                 self.budget.refusals[node] = "failed"
@@ -168,6 +171,15 @@ class _Folding:
         for node, why in self.budget.refusals.items():
             if node.graph is not None and why and node not in self.evaluator.failures:
                 self.ctx.skip("FLD101", node, why)
+
+
+def _evaluated_as(version: int) -> int:
+    """The opset that nodes are evaluated as: operators that did not change since mean the same."""
+    if version <= _KNOWN_TO_EVERY_RUNTIME:
+        return version
+    from onnxcomp.runtime import newest_opset
+
+    return min(version, newest_opset())
 
 
 def _is_gone(value: ir.Value) -> bool:

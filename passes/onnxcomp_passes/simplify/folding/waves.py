@@ -33,9 +33,17 @@ class Wave:
     evaluated, so a wave is chosen hopefully first and strictly when the hope did not come true.
     """
 
-    def __init__(self, budget: Budget, opset: int) -> None:
+    def __init__(self, budget: Budget, opset: int, runtime: int) -> None:
+        """Starts empty.
+
+        Args:
+            budget: What it may cost.
+            opset: Version of the operators.
+            runtime: Version that they are evaluated as; the same, or the newest the runtime knows.
+        """
         self._budget = budget
         self._opset = opset
+        self._runtime = runtime
         self._begin(hopeful=True)
 
     def _begin(self, *, hopeful: bool) -> None:
@@ -77,6 +85,8 @@ class Wave:
 
     def _refusal(self, node: ir.Node) -> str:
         """Takes a node, or returns why not."""
+        if self._opset > self._runtime and since_version(node, self._opset) > self._runtime:
+            return "is an operator of an opset that the runtime does not know"
         dtypes = [self._known(value)[0] for value in node.inputs if value is not None]
         reason = danger(node, dtypes)
         if reason:
@@ -193,6 +203,16 @@ class Wave:
         ):
             return None
         return _sizes(node, inferred)
+
+
+def since_version(node: ir.Node, opset: int) -> int:
+    """Returns the version in which an operator got the form that it has in an opset."""
+    if opset > onnx.defs.onnx_opset_version():
+        return opset  # it may have changed: nobody here knows
+    try:
+        return int(onnx.defs.get_schema(standard_op(node) or "", opset, "").since_version)
+    except onnx.defs.SchemaError:
+        return opset
 
 
 def _sizes(node: ir.Node, types: dict[str, onnx.TypeProto]) -> dict[ir.Value, Known] | None:
