@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from onnxcomp.errors import ModelError, quoted
 from onnxcomp.inspection import header_of
 from onnxcomp.ir import Model, ir
 from onnxcomp.ir.ops import STANDARD_DOMAINS, is_op
 from onnxcomp.ir.storage import attribute_tensors
 from onnxcomp.passbase import QUIET
-from onnxcomp.stages import stage
+from onnxcomp.weight_diff import digest_of, kind_of, weight_changes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from onnxcomp.ir.model import Source
-    from onnxcomp.passbase import Progress, Task
+    from onnxcomp.passbase import Progress
     from onnxcomp.signature import TensorSpec
+    from onnxcomp.weight_diff import WeightChange
 
-    Array = np.ndarray[Any, Any]
-
-# Contents are compared in pieces of this many elements, so that mapped weights are never held whole.
-_PIECE = 1 << 20
+# Letters of an attribute that are kept.
+_LONGEST = 200
 MAIN, BODIES = "main graph", "bodies of If, Loop and Scan"
 
 
@@ -74,29 +66,22 @@ class InterfaceChange:
 
 
 @dataclass(frozen=True)
-class WeightChange:
-    """A weight (initializer, or the output of a Constant) that is not the same as before.
+class AttributeChange:
+    """An attribute of a node that is in both models under its name and operator.
 
     Attributes:
-        change: `added`, `removed`, `renamed`, `retyped` (type or shape), `changed` (contents).
-        name: Its name, the old one if it was renamed.
-        before: Type and shape before, empty when it was not there.
-        after: Type and shape after, empty when it is gone.
-        bytes: How many bytes it takes more.
-        size: Bytes of the larger one, by which changes are ranked.
-        distance: For contents that changed, how far apart they are: the norm of the difference over that
-            of the old contents; None where that says nothing.
-        now: The new name if it was renamed.
+        operator: The operator.
+        node: Name of the node, or of its first output where it has none.
+        attribute: Name of the attribute.
+        before: Its value as text, None when it was not given.
+        after: Its value as text, None when it is not given.
     """
 
-    change: str
-    name: str
-    before: str
-    after: str
-    bytes: int
-    size: int
-    distance: float | None = None
-    now: str = ""
+    operator: str
+    node: str
+    attribute: str
+    before: str | None
+    after: str | None
 
 
 @dataclass(frozen=True)
@@ -122,6 +107,8 @@ class ModelDiff:
         scopes: By operator and scope, if there is more than the main graph.
         weights: By name and contents.
         functions: Local functions.
+        attributes: Attributes of nodes that are in both.
+        rewired: Nodes that are in both and read other values, by operator.
     """
 
     totals: Mapping[str, tuple[float, float]]
@@ -132,12 +119,14 @@ class ModelDiff:
     scopes: tuple[OperatorChange, ...] = ()
     weights: tuple[WeightChange, ...] = ()
     functions: tuple[FunctionChange, ...] = ()
+    attributes: tuple[AttributeChange, ...] = ()
+    rewired: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def same(self) -> bool:
-        """Whether nothing was found; connections of nodes and small attributes are not looked at."""
-        found = (self.header, self.interface, self.operators, self.scopes, self.weights)
-        return not any(found) and not self.functions and not self.order
+        """Whether nothing was found. Order and names of nodes and of values in between may differ."""
+        structure = (self.operators, self.scopes, self.functions, self.attributes, self.rewired)
+        return not any((self.header, self.interface, self.order, self.weights, *structure))
 
 
 def diff_models(before: Source, after: Source, *, progress: Progress = QUIET) -> ModelDiff:
@@ -156,6 +145,7 @@ def diff_models(before: Source, after: Source, *, progress: Progress = QUIET) ->
     old_totals, new_totals = _totals(old), _totals(new)
     scopes = _changes(old_counts, new_counts)
     names = {scope for scope, _ in (*old_counts, *new_counts)}
+    common = _common_nodes(old, new)
     return ModelDiff(
         totals={name: (value, new_totals[name]) for name, value in old_totals.items()},
         header=_header(old, new),
@@ -163,8 +153,10 @@ def diff_models(before: Source, after: Source, *, progress: Progress = QUIET) ->
         order=_reordered(old, new),
         operators=_changes(_together(old_counts), _together(new_counts)),
         scopes=scopes if names - {MAIN} else (),
-        weights=_weights(old, new, progress),
+        weights=weight_changes(old, new, progress),
         functions=_functions(old, new),
+        attributes=tuple(change for pair in common for change in _attribute_changes(*pair)),
+        rewired=_rewired(common),
     )
 
 
@@ -294,151 +286,57 @@ def _length(functions: Mapping[str, Sequence[object]], name: str) -> int | None:
     return len(functions[name]) if name in functions else None
 
 
-# -- weights -----------------------------------------------------------------------------------------
+# -- nodes -------------------------------------------------------------------------------------------
 
 
-def _named(model: Model) -> dict[str, ir.TensorProtocol]:
-    """Weights by name; of different scopes that use one name, the first keeps it alone."""
-    found: dict[str, ir.TensorProtocol] = {}
-    for graph in model.graphs():
-        pairs = [(value.name, value.const_value) for value in graph.initializers.values()]
-        for node in graph:
-            if is_op(node, "Constant") and (attr := node.attributes.get("value")) is not None:
-                tensor = None if attr.is_ref() else attr.as_tensor()
-                pairs.append((node.outputs[0].name, tensor))
-        for name, tensor in pairs:
-            if tensor is not None:
-                key, number = name or "", 2
-                while key in found:
-                    key, number = f"{name} ({number})", number + 1
-                found[key] = tensor
-    return found
+def _common_nodes(old: Model, new: Model) -> list[tuple[ir.Node, ir.Node]]:
+    """Nodes of one name and operator in both, where the name says which one is meant."""
+    before, after = _by_name(old), _by_name(new)
+    return [(node, after[key]) for key, node in before.items() if key in after]
 
 
-def _weights(old: Model, new: Model, progress: Progress) -> tuple[WeightChange, ...]:
-    before, after = _named(old), _named(new)
-    common = [name for name in before if name in after]
-    total = sum(before[name].nbytes for name in common)
-    with stage("comparing weights"), progress(total, "comparing weights") as task:
-        found = [
-            change
-            for name in common
-            if (change := _changed(name, before[name], after[name], task)) is not None
-        ]
-        gone = {name: tensor for name, tensor in before.items() if name not in after}
-        come = {name: tensor for name, tensor in after.items() if name not in before}
-        found += _renamed(gone, come)
-    found += [_one_sided("removed", name, tensor) for name, tensor in gone.items()]
-    found += [_one_sided("added", name, tensor) for name, tensor in come.items()]
-    return tuple(sorted(found, key=lambda row: (-row.size, row.change, row.name)))
+def _by_name(model: Model) -> dict[tuple[str, str], ir.Node]:
+    found: dict[tuple[str, str], ir.Node] = {}
+    repeated = set()
+    for node in model.nodes():
+        key = (_operator(node), _node_name(node))
+        if key in found:
+            repeated.add(key)
+        found[key] = node
+    return {key: node for key, node in found.items() if key[1] and key not in repeated}
 
 
-def _one_sided(change: str, name: str, tensor: ir.TensorProtocol) -> WeightChange:
-    kind, size = _kind(tensor), tensor.nbytes
-    if change == "removed":
-        return WeightChange(change, name, kind, "", -size, size)
-    return WeightChange(change, name, "", kind, size, size)
+def _node_name(node: ir.Node) -> str:
+    return node.name or next((value.name for value in node.outputs if value.name), None) or ""
 
 
-def _kind(tensor: ir.TensorProtocol) -> str:
-    return f"{tensor.dtype.name.lower()}[{','.join(map(str, tensor.shape.numpy()))}]"
+def _attribute_changes(old: ir.Node, new: ir.Node) -> Iterator[AttributeChange]:
+    if is_op(old, "Constant"):
+        return  # a weight
+    for name in dict.fromkeys((*old.attributes, *new.attributes)):
+        before, after = (_attribute_text(node.attributes.get(name)) for node in (old, new))
+        if before != after:
+            yield AttributeChange(_operator(old), _node_name(old), name, before, after)
 
 
-def _changed(
-    name: str, before: ir.TensorProtocol, after: ir.TensorProtocol, task: Task
-) -> WeightChange | None:
-    kinds = _kind(before), _kind(after)
-    more, size = after.nbytes - before.nbytes, max(before.nbytes, after.nbytes)
-    if kinds[0] != kinds[1]:
-        task.advance(before.nbytes)
-        return WeightChange("retyped", name, *kinds, more, size)
-    if _same_place(before, after):
-        task.advance(before.nbytes)
+def _attribute_text(attr: ir.Attr | None) -> str | None:
+    if attr is None:
         return None
-    same, distance = _compared(before, after, task)
-    return None if same else WeightChange("changed", name, *kinds, more, size, distance)
+    if attr.is_ref():
+        return f"@{attr.ref_attr_name}"
+    if attr.type == ir.AttributeType.TENSOR:
+        tensor = attr.as_tensor()
+        return f"{kind_of(tensor)} {digest_of(tensor).hex()[:8]}"
+    if attr.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
+        return "a graph"  # its nodes are compared by themselves
+    value = attr.value
+    return str(list(value) if isinstance(value, tuple) else value)[:_LONGEST]
 
 
-def _same_place(before: ir.TensorProtocol, after: ir.TensorProtocol) -> bool:
-    """Whether both are the same bytes of the same file."""
-    if not (isinstance(before, ir.ExternalTensor) and isinstance(after, ir.ExternalTensor)):
-        return before is after
-    return (before.path, before.offset or 0) == (after.path, after.offset or 0)
-
-
-def _compared(
-    before: ir.TensorProtocol, after: ir.TensorProtocol, task: Task
-) -> tuple[bool, float | None]:
-    """Returns whether contents are equal to the bit, and how far they are apart if not."""
-    if before.dtype == ir.DataType.STRING:
-        return _texts(before) == _texts(after), None
-    same, apart, norm = True, 0.0, 0.0
-    for one, other in zip(_pieces(before), _pieces(after), strict=True):
-        task.advance(one.nbytes)
-        if one.tobytes() != other.tobytes():
-            same = False
-        if one.dtype.kind in "fiu" or before.dtype.is_floating_point():
-            first, second = one.astype(np.float64), other.astype(np.float64)
-            with np.errstate(invalid="ignore", over="ignore"):
-                apart += float(np.square(first - second).sum())
-                norm += float(np.square(first).sum())
-    if same or not norm or not math.isfinite(apart + norm):
-        return same, None
-    return False, math.sqrt(apart / norm)
-
-
-def _pieces(tensor: ir.TensorProtocol) -> Iterator[Array]:
-    """Yields the elements in order; what lies in a file is read and not mapped, to be gone at once."""
-    whole_bytes = tensor.dtype.bitwidth % 8 == 0 and sys.byteorder == "little"
-    if isinstance(tensor, ir.ExternalTensor) and whole_bytes:
-        yield from _read(tensor)
-        return
-    flat = tensor.numpy().reshape(-1)
-    yield from (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
-
-
-def _read(tensor: ir.ExternalTensor) -> Iterator[Array]:
-    dtype = np.dtype(tensor.dtype.numpy())
-    with Path(tensor.path).open("rb", buffering=0) as file:
-        file.seek(tensor.offset or 0)
-        for start in range(0, tensor.size, _PIECE):
-            count = min(_PIECE, tensor.size - start)
-            data = file.read(count * dtype.itemsize)
-            if len(data) != count * dtype.itemsize:
-                raise ModelError(f"{quoted(tensor.path, 200)} became shorter while it was read")
-            yield np.frombuffer(data, dtype)
-
-
-def _texts(tensor: ir.TensorProtocol) -> list[Any]:
-    return list(tensor.string_data()) if isinstance(tensor, ir.StringTensor) else [tensor.tobytes()]
-
-
-def _renamed(
-    gone: dict[str, ir.TensorProtocol], come: dict[str, ir.TensorProtocol]
-) -> list[WeightChange]:
-    """Takes weights out of both that have the same contents under another name."""
-    kinds = {_kind(tensor) for tensor in gone.values()} & {_kind(t) for t in come.values()}
-    waiting: dict[tuple[str, bytes], list[str]] = {}
-    for name, tensor in come.items():
-        if _kind(tensor) in kinds:
-            waiting.setdefault((_kind(tensor), _digest(tensor)), []).append(name)
-    found = []
-    for name, tensor in list(gone.items()):
-        kind = _kind(tensor)
-        names = waiting.get((kind, _digest(tensor))) if kind in kinds else None
-        if names:
-            now = names.pop(0)
-            found.append(WeightChange("renamed", name, kind, kind, 0, tensor.nbytes, now=now))
-            del gone[name], come[now]
-    return found
-
-
-def _digest(tensor: ir.TensorProtocol) -> bytes:
-    made = hashlib.blake2b(digest_size=16)
-    if tensor.dtype == ir.DataType.STRING:
-        for text in _texts(tensor):
-            made.update(len(text).to_bytes(8, "little") + text)
-        return made.digest()
-    for piece in _pieces(tensor):
-        made.update(piece.tobytes())
-    return made.digest()
+def _rewired(common: Sequence[tuple[ir.Node, ir.Node]]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for pair in common:
+        before, after = ([value.name if value else "" for value in node.inputs] for node in pair)
+        if before != after:
+            found[_operator(pair[0])] += 1
+    return dict(found.most_common())

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxcomp import model_diff
+from onnxcomp import model_diff, weight_diff
 from onnxcomp.cli.app import run
 from onnxcomp.errors import UserError
 from onnxcomp.inspection import diff_models
@@ -191,7 +191,7 @@ def test_quantized_share() -> None:
 
 
 def test_external_data_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_diff, "_PIECE", 1000)
+    monkeypatch.setattr(weight_diff, "_PIECE", 1000)
     graph = "g (float[3] x) => (float[3] y) <float[100, 103] w> { y = Relu (x) }"
     paths = [tmp_path / name / "m.onnx" for name in ("a", "b", "c")]
     for index, path in enumerate(paths):
@@ -249,3 +249,40 @@ def test_wrong_usage_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 def test_models_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         diff_models(text.model(GRAPH), tmp_path / "no.onnx")
+
+
+def test_attributes_and_connections_of_nodes_in_both() -> None:
+    graph = """
+        g (float[1, 1, 8, 8] x) => (float[N, 1, H, W] y) <float[1, 1, 3, 3] w> {
+          a = Relu (x)
+          [conv] c = Conv <pads = [1, 1, 1, 1]> (a, w)
+          [act] y = Elu <alpha = 0.5> (c)
+        }
+    """
+    found = diff(
+        ("<pads = [1, 1, 1, 1]> (a, w)", "<pads = [1, 1, 0, 0], group = 1> (x, w)"),
+        (" <alpha = 0.5>", ""),
+        graph=graph,
+    )
+    rows = [
+        (row.operator, row.node, row.attribute, row.before, row.after) for row in found.attributes
+    ]
+    assert rows == [
+        ("Conv", "conv", "pads", "[1, 1, 1, 1]", "[1, 1, 0, 0]"),
+        ("Conv", "conv", "group", None, "1"),
+        ("Elu", "act", "alpha", "0.5", None),
+    ]
+    assert found.rewired == {"Conv": 1}
+    assert not found.same
+
+
+def test_nodes_of_one_name_are_not_compared() -> None:
+    graph = """
+        main (bool c, float[4] x) => (float[4] y) {
+          y = If (c) <
+            then_branch = yes () => (float[4] t) { [same] t = Elu <alpha = 1.0> (x) },
+            else_branch = no () => (float[4] e) { [same] e = Elu <alpha = 2.0> (x) }
+          >
+        }
+    """
+    assert diff(("alpha = 2.0", "alpha = 3.0"), graph=graph).attributes == ()

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from onnxcomp.model_diff import ModelDiff, OperatorChange, WeightChange
+    from onnxcomp.model_diff import ModelDiff, OperatorChange
     from onnxcomp.signature import TensorSpec
+    from onnxcomp.weight_diff import WeightChange
 
 # Rows of a table that are shown unless all are asked for.
 SHOWN = 12
@@ -70,9 +71,20 @@ def _draw(console: Console, paths: Sequence[Path], sizes: Sequence[int], found: 
             (_plain(row.name), _count(row.before), _count(row.after)) for row in found.functions
         ]
         _table(console, ("function", "nodes before", "nodes after"), rows, numbers=2)
+    if found.attributes:
+        changed = [
+            (row.operator, row.node, row.attribute, _text(row.before), _text(row.after))
+            for row in found.attributes
+        ]
+        cells = [tuple(_plain(cell) for cell in row) for row in changed]
+        _table(console, ("operator", "node", "attribute", "before", "after"), cells, numbers=0)
+    if found.rewired:
+        counts = ", ".join(f"{count} {_plain(name)}" for name, count in found.rewired.items())
+        console.print()
+        console.print(f"nodes that read other values: {counts}")
     if found.same:
         console.print()
-        console.print("Nothing changed but perhaps connections, names and attributes of nodes.")
+        console.print("Nothing changed.")
 
 
 def _counts(row: OperatorChange) -> tuple[str, ...]:
