@@ -21,7 +21,8 @@ class FuseAffine(LocalPass):
     Behind a Conv, ConvTranspose, Gemm or MatMul with a constant weight the factor goes into weight
     and bias. Before one it does too; an addition there needs an operator without padding. Nothing
     else may read what lies between. A weight with other readers is copied. The arithmetic is done
-    in double precision and rounded once. Half precision is left alone, and so is the end of a GELU
+    in double precision and rounded once; where a value is infinite or a sum overflows, other
+    elements may be infinite or NaN than before. Half precision is left alone, and so is the end of a GELU
     or of a layer normalization, which runtimes recognise as a whole.
 
         x -> Conv(w, b) -> Mul(c) -> y        x -> Mul(c) -> MatMul(w) -> y

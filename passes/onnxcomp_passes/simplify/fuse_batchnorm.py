@@ -53,7 +53,9 @@ class FuseBatchnorm(LocalPass):
     what lies between. A weight with other readers is copied.
 
     The arithmetic is done in double precision and rounded once; results agree to a few units in the
-    last place. Half precision is left alone.
+    last place. Half precision is left alone. Where a value is infinite, or a sum overflows, other
+    elements may be infinite or NaN than before: a smaller weight does not overflow, and zero times
+    infinity is NaN.
 
         x -> Conv(w, b) -> BatchNormalization -> y
         x -> Conv(w', b') -> y

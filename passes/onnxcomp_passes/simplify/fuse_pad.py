@@ -232,7 +232,8 @@ class FusePad(LocalPass):
 
     Zeros around the spatial axes become padding of a Conv, or of an AveragePool, which then counts
     them. Before a MaxPool, which pads with minus infinity, they do where what is pooled is never
-    negative. Results are the same; only the reader of the Pad may read it.
+    negative. Results are the same, except that onnxruntime pools windows with NaN or nothing but
+    minus infinity in its own ways; only the reader of the Pad may read it.
 
         x -> Pad(1) -> Conv -> y
         x -> Conv<pads = 1> -> y
