@@ -4,7 +4,7 @@
 
 Each model (tests/helpers/drawn) runs in onnxruntime before and after, its own optimizations off, on
 seven kinds of inputs: ordinary ones, two other sizes of the open dimensions, awkward numbers, tiny
-ones, large ones, NaN and infinity. Recipes: all of `optimize`, every lossless pass alone, passes in a
+ones, large ones, NaN and infinity. Recipes: all of `optimize`, some lossless passes alone, others in a
 random order, and now and then `optimize` with its own verification. The worst outcome counts:
 
     unchanged        no pass found anything to do
@@ -46,14 +46,15 @@ OUTCOMES = (
 BAD = ("refused", "invalid", "wrong", "traceback", "crashed")
 
 
-def recipes(rng: np.random.Generator, passes: Sequence[str]) -> dict[str, str]:
+def recipes(rng: np.random.Generator, passes: Sequence[str], alone: int) -> dict[str, str]:
     """What is run on a model, by name."""
     from onnxcomp.optimization import SIMPLIFY
 
     # Another opset is wanted for its own sake only; the runtime may lack kernels for it.
     mixed = [name for name in passes if name != "convert-opset"]
     some = [str(name) for name in rng.permutation(mixed)[: int(rng.integers(2, 7))]]
-    return {"optimize": SIMPLIFY, "shuffled": ",".join(some), **{name: name for name in passes}}
+    single = [str(name) for name in rng.permutation(passes)[:alone]]
+    return {"optimize": SIMPLIFY, "shuffled": ",".join(some), **{name: name for name in single}}
 
 
 def lossless_passes() -> list[str]:
@@ -71,7 +72,7 @@ def _needs_nothing(kind: Any) -> bool:
     return not any(option.is_required() for option in kind.model_fields.values())
 
 
-def examine(seed: int, steps: int, verify_every: int) -> Row:
+def examine(seed: int, steps: int, verify_every: int, alone: int) -> Row:
     """Draws the model of a seed and judges every recipe on it."""
     from tests.helpers.drawn import VARIANTS, draw_any
     from tests.helpers.judge import Verdict, judge, references, settles
@@ -81,14 +82,15 @@ def examine(seed: int, steps: int, verify_every: int) -> Row:
     row: Row = {"seed": seed, "nodes": len(drawn.proto.graph.node), "cells": drawn.tally}
     known = references(drawn.proto, {variant: drawn.feeds(variant) for variant in VARIANTS})
     passes = lossless_passes()
-    verdicts = {}
-    for name, recipe in recipes(np.random.default_rng(seed), passes).items():
+    verdicts, tried = {}, []
+    for name, recipe in recipes(np.random.default_rng(seed), passes, alone).items():
         verdict = judge(drawn.proto, recipe, known)
         if name == "convert-opset" and "NOT_IMPLEMENTED" in verdict.detail:
             verdict = Verdict("no kernel", verdict.detail)
         if verdict.outcome not in {"unchanged", "exact", "close"} or name == "optimize":
             found = [verdict.outcome, verdict.variant, verdict.guilty, verdict.detail]
             verdicts[name] = [*found, recipe] if name == "shuffled" else found
+        tried.append(name)
     main = verdicts["optimize"][0]
     if main not in (*BAD, "unchanged") and not settles(drawn.proto, recipes_text()):
         verdicts["again"] = ["not settled", "", "", ""]
@@ -96,7 +98,7 @@ def examine(seed: int, steps: int, verify_every: int) -> Row:
         verdicts |= _verified(drawn.proto)
     outcome = max((v[0] for v in verdicts.values()), key=OUTCOMES.index)
     opset = drawn.proto.opset_import[0].version
-    return {**row, "outcome": outcome, "opset": opset, "verdicts": verdicts,
+    return {**row, "outcome": outcome, "opset": opset, "verdicts": verdicts, "tried": tried,
             "variants": len(known), "seconds": round(time.perf_counter() - start, 3)}  # fmt: skip
 
 
@@ -125,13 +127,13 @@ def _verified(proto: onnx.ModelProto) -> dict[str, list[str]]:
 # ---------------------------------------------------------------- all of them
 
 
-def _work(seeds: Sequence[int], path: Path, steps: int, verify_every: int) -> None:
+def _work(seeds: Sequence[int], path: Path, *how: int) -> None:
     os.nice(5)
     with path.open("a") as file:
         for seed in seeds:
             print(json.dumps({"seed": seed, "outcome": "crashed"}), file=file, flush=True)
             try:
-                row = examine(seed, steps, verify_every)
+                row = examine(seed, *how)
             except Exception as error:  # noqa: BLE001  (a bug of the generator is one too)
                 row = {"seed": seed, "outcome": "traceback",
                        "verdicts": {"draw": ["traceback", "", "", f"{type(error).__name__}: {error}"[:300]]}}  # fmt: skip
@@ -147,13 +149,13 @@ def _read(path: Path) -> dict[int, Row]:
     return rows
 
 
-def _run_all(seeds: Sequence[int], path: Path, steps: int, verify_every: int) -> dict[int, Row]:
+def _run_all(seeds: Sequence[int], path: Path, *how: int) -> dict[int, Row]:
     context = multiprocessing.get_context("fork")
     rows = _read(path)
     todo = [seed for seed in seeds if seed not in rows]
     while todo:
         batch = todo[:BATCH]
-        child = context.Process(target=_work, args=(batch, path, steps, verify_every))
+        child = context.Process(target=_work, args=(batch, path, *how))
         child.start()
         child.join(BATCH_SECONDS)
         if child.is_alive():
@@ -175,6 +177,7 @@ def main() -> int:
     options.add_argument("--seed", type=int, default=0, help="first seed (0)")
     options.add_argument("--steps", type=int, default=10, help="operators or patterns each (10)")
     options.add_argument("--verify-every", type=int, default=5, help="verified too, every Nth (5)")
+    options.add_argument("--alone", type=int, default=4, help="how many passes alone, of all (4)")
     options.add_argument("--resume", action="store_true", help="go on with the journal")
     chosen = options.parse_args()
     output: Path = chosen.output or RESULTS / "fuzz_optimize.json"
@@ -184,7 +187,7 @@ def main() -> int:
         journal.unlink(missing_ok=True)
     lossless_passes()  # imported once, before children are made
     seeds = range(chosen.seed, chosen.seed + chosen.count)
-    rows = _run_all(seeds, journal, chosen.steps, chosen.verify_every)
+    rows = _run_all(seeds, journal, chosen.steps, chosen.verify_every, chosen.alone)
     return _report(output, [rows[seed] for seed in seeds])
 
 
@@ -193,14 +196,17 @@ def _report(output: Path, rows: Sequence[Row]) -> int:
     table: list[Row] = []
     for row in rows:
         cells.update(row.pop("cells", {}))
-    names = ["all", *dict.fromkeys(name for row in rows for name in row.get("verdicts", {}))]
+    tried = Counter(name for row in rows for name in row.get("tried", []))
+    tried |= Counter(name for row in rows for name in row.get("verdicts", {}))
+    names = ["all", *sorted(tried, key=lambda name: (name not in ("optimize", "shuffled"), name))]
     for name in names:
         found = [
             row["outcome"] if name == "all" else row.get("verdicts", {}).get(name, [""])[0]
             for row in rows
         ]
         counts = Counter(outcome for outcome in found if outcome)
-        table.append({"recipe": name, "models": len(rows), **counts})
+        count = len(rows) if name == "all" else tried[name]
+        table.append({"recipe": name, "models": count, **counts})
     missing, drawn = _coverage(cells)
     opsets = sorted({row["opset"] for row in rows if "opset" in row})
     notes = [
