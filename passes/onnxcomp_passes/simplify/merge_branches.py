@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.ir import ir
 from onnxcomp.ir.bodies import (
     drop_result,
@@ -47,7 +46,6 @@ class MergeBranches(Pass):
 
     name: ClassVar[str] = "merge-branches"
     lossless: ClassVar[bool] = True
-    preserves: ClassVar[frozenset[type[object]]] = frozenset({Shapes})
 
     @override
     def run(self, ctx: Context) -> None:
