@@ -431,3 +431,19 @@ EXPORTERS: dict[str, Callable[[], onnx.ModelProto]] = {
         movement,
     )
 }
+
+
+def feeds_of(model: onnx.ModelProto, seed: int, size: int = 2) -> dict[str, np.ndarray[Any, Any]]:
+    """Numbers for the inputs of one of these models; open dimensions have a size."""
+    random = np.random.default_rng(seed)
+    feeds: dict[str, np.ndarray[Any, Any]] = {}
+    for item in model.graph.input:
+        kind = helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
+        shape = [dim.dim_value or size for dim in item.type.tensor_type.shape.dim]
+        if kind.kind == "f":
+            feeds[item.name] = random.standard_normal(shape).astype(kind)
+        else:
+            feeds[item.name] = random.integers(0, 256 if kind == np.uint8 else 2, shape).astype(
+                kind
+            )
+    return feeds

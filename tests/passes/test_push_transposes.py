@@ -151,6 +151,26 @@ def test_bytes_are_turned_rather_than_floats() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("body", "after", "more"),
+    [
+        (f"c = Conv (x, w) t = {TURN} (c) y = Add (t, b)",
+         f"c = Conv (x, w) d = Add (c, B) y = {TURN} (d)", ", float[1, 3, 1, 1] B = {1, 2, 3}"),
+        (f"c = Conv (x, w) t = {TURN} (c) y = Relu (t)",
+         f"c = Conv (x, w) d = Relu (c) y = {TURN} (d)", ""),
+        (f"a = {TURN} (x) m = Mul (a, v) t = {BACK} (m) y = Conv (t, w)",
+         "m = Mul (x, V) y = Conv (m, w)", ", float[1, 2, 1, 1] V = {4, 5}"),
+    ],
+)  # fmt: skip
+def test_what_can_become_part_of_a_convolution_stands_next_to_it(
+    body: str, after: str, more: str
+) -> None:
+    weights = ", float[3, 2, 1, 1] w, float[3] b = {1, 2, 3}, float[2] v = {4, 5}"
+    assert_rewrites(
+        PushTransposes(), before=graph(body, weights), after=graph(after, weights + more)
+    )
+
+
 def test_never_to_where_more_elements_are() -> None:
     assert_unchanged(
         PushTransposes(), graph(f"a = {TURN} (x) y = Tile (a, r)", ", int64[4] r = {1, 1, 2, 1}")

@@ -43,7 +43,8 @@ class PushTransposes(Pass):
     arithmetic, activations, Concat, Split, Slice, Pad, reductions, Resize, Squeeze, Reshape of
     whole dimensions, QuantizeLinear and so on. For all tensors that Transposes connect, the cheapest
     choice of order is found at once, as a minimum cut, so that pairs cancel however far they are
-    apart. It is made only if fewer elements are turned by no more nodes.
+    apart. It is made only if fewer elements are turned by no more nodes, or as many where arithmetic
+    or an activation then stands next to the convolution that it can become a part of.
 
     A Transpose of a matrix goes into the Gemm that reads it; one before a Flatten and a matrix
     product goes into the rows of the constant.
@@ -57,25 +58,19 @@ class PushTransposes(Pass):
 
     @override
     def run(self, ctx: Context) -> None:
-        graphs = dict.fromkeys(
-            node.graph for node in ctx.model.nodes() if node.op_type == "Transpose"
-        )
+        graphs = [
+            graph
+            for graph in ctx.model.graphs()
+            if any(node.op_type == "Transpose" for node in graph)
+        ]
         if not graphs or ctx.facts.get(OpsetFloor()) < OLDEST_OPSET:
             return
         shapes = shapes_of(ctx.facts)
         for graph in graphs:
-            assert isinstance(graph, ir_graph())
             _into_products(graph, ctx)
             for _ in range(_MOST_ROUNDS):
                 if not _improve(graph, shapes, ctx):
                     break
-
-
-def ir_graph() -> type[ir.Graph]:
-    """Returns the type of a scope, imported when it is needed."""
-    from onnxcomp.ir import ir
-
-    return ir.Graph
 
 
 def _into_products(graph: ir.Graph, ctx: Context) -> None:
@@ -143,7 +138,7 @@ def _settle(region: Region, shapes: ShapeMap, ctx: Context) -> bool:
 
         now = regions.cost_now(region, weigh)
         then = regions.cost_then(region, found, chosen, weigh)
-        if then.elements >= now.elements or then.nodes > now.nodes:
+        if not then.is_better(now):
             return False
     Rewriting(region, chosen, ctx.edit, shapes).run()
     ctx.edit.count("regions with fewer transposes")

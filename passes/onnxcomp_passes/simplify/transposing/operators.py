@@ -237,9 +237,10 @@ def _slice(node: ir.Node, place: Place, shapes: ShapeMap) -> Move | None:
     if "starts" in node.attributes:
         move.attributes["axes"] = moved
     else:
-        kind = array(input_at(node, 3) or input_at(node, 1), limit=1024)
-        dtype = np.int64 if kind is None else kind.dtype
-        move.constants[3] = partial(np.array, moved, dtype)
+        kind = shapes.dtype(input_at(node, 1))
+        if kind is None:
+            return None
+        move.constants[3] = partial(np.array, moved, kind.numpy())
     return move
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from onnxcomp.ir.ops import constant, is_op
+from onnxcomp.ir.ops import constant, is_op, single_use
 from onnxcomp.quant.mincut import Cut
 from onnxcomp_passes.simplify.support.dims import permutation
 from onnxcomp_passes.simplify.transposing.operators import plan
@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
     Weigh = Callable[[ir.Value], float]
 
-# A node that is moved for nothing is a change for nothing.
-_TIE = 2.0**-10
+# A node that is moved for nothing is a change for nothing; but arithmetic that stands next to a
+# convolution then becomes part of it.
+_TIE, _BONUS = 2.0**-10, 2.0**-6
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_ARITHMETIC = ("Add", "Sub", "Mul", "Div")
+_ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
 _NEVER = float("inf")
 
 
@@ -184,11 +188,12 @@ def moved(region: Region, found: list[Tensor], weigh: Weigh) -> set[ir.Node]:
     cut = Cut()
     vertices = {node: cut.vertex() for node in region.moves}
     for node, move in region.moves.items():
-        price = move.penalty + _TIE
         if region.layout(node) == 0:
-            cut.charge(Cut.SOURCE, vertices[node], price)
+            stay, go = (vertices[node], Cut.SINK), (Cut.SOURCE, vertices[node])
         else:
-            cut.charge(vertices[node], Cut.SINK, price)
+            stay, go = (Cut.SOURCE, vertices[node]), (vertices[node], Cut.SINK)
+        cut.charge(*go, move.penalty + _TIE)
+        cut.charge(*stay, _BONUS if is_apart(region, node) else 0.0)
     for tensor in found:
         ends = [vertices[node] for node in tensor.operators]
         ends += [(Cut.SOURCE, Cut.SINK)[layout] for layout in tensor.fixed]
@@ -200,6 +205,28 @@ def moved(region: Region, found: list[Tensor], weigh: Weigh) -> set[ir.Node]:
         for node, vertex in vertices.items()
         if (vertex not in source_side) is not (region.layout(node) == 1)
     }
+
+
+def is_apart(region: Region, node: ir.Node) -> bool:
+    """Whether nothing but a Transpose keeps an operator from becoming part of a convolution."""
+    move = region.moves[node]
+    if len(move.inputs) != 1 or 0 not in move.outputs:
+        return False
+    by_constant = is_op(node, *_ARITHMETIC) and len(node.inputs) == 2
+    source = node.inputs[next(iter(move.inputs))]
+    if (by_constant or is_op(node, *_ACTIVATIONS)) and source is not None:
+        maker = region.root(source).producer()
+        if is_op(source.producer(), "Transpose") and is_op(maker, *_CONVOLUTIONS):
+            return _read_once(region.root(source))
+    reader = single_use(node.outputs[0]) if by_constant else None
+    if reader is None or reader not in region.turns:
+        return False
+    return is_op(single_use(reader.outputs[0]), *_CONVOLUTIONS)
+
+
+def _read_once(root: ir.Value) -> bool:
+    turn = single_use(root)
+    return turn is not None and single_use(turn.outputs[0]) is not None
 
 
 def _charge(cut: Cut, ends: list[int], weight: float) -> None:
@@ -222,16 +249,24 @@ class Cost:
     Attributes:
         elements: How many elements they move.
         nodes: How many nodes there are of them, with those that pick sizes out of a turned Shape.
+        apart: How many operators would be part of a convolution but for a Transpose.
     """
 
     elements: float
     nodes: int
+    apart: int
+
+    def is_better(self, other: Cost) -> bool:
+        """Whether fewer elements move, or as many for something else, by no more nodes."""
+        less = (self.elements, self.apart) < (other.elements, other.apart)
+        return less and self.nodes <= other.nodes
 
 
 def cost_now(region: Region, weigh: Weigh) -> Cost:
     """Returns what the Transposes of a region cost as it is."""
     elements = sum(weigh(node.outputs[0]) for node in region.turns)
-    return Cost(elements, len(region.turns))
+    apart = sum(is_apart(region, node) for node in region.moves)
+    return Cost(elements, len(region.turns), apart)
 
 
 def cost_then(region: Region, found: list[Tensor], chosen: set[ir.Node], weigh: Weigh) -> Cost:
@@ -245,4 +280,5 @@ def cost_then(region: Region, found: list[Tensor], chosen: set[ir.Node], weigh: 
             nodes += 1
     elements += sum(region.moves[node].penalty for node in chosen)
     nodes += sum(region.moves[node].permuted is not None for node in chosen)
-    return Cost(elements, nodes)
+    apart = sum(is_apart(region, node) for node in region.moves if node not in chosen)
+    return Cost(elements, nodes, apart)
