@@ -119,7 +119,9 @@ class _Check:
         """Keeps the first finding of each kind."""
         if code not in self.findings:
             where = Location(place)
-            self.findings[code] = Diagnostic(code, Severity.NOTE, message, where, hint)
+            # A hint is something to do, and is shown; other findings are asked for.
+            severity = Severity.SKIP if hint else Severity.NOTE
+            self.findings[code] = Diagnostic(code, severity, message, where, hint)
 
     # -- the model as a whole
 

@@ -107,7 +107,7 @@ class ConvertOpset(Pass):
             place = f"{first.node.op_type} {quoted(name)}"
         raise UserError(
             f"cannot convert from opset {before} to {self.version}: {place}: {first.reason}{more}",
-            hint="without a version the newest possible one is taken",
+            hint="the pass convert-opset without a version takes the newest one that is possible",
         )
 
 
