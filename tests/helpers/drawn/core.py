@@ -237,9 +237,7 @@ class Drawing:
 
     def weight(self, array: np.ndarray | list[Any], *, overridable: float = 0.0) -> Value:
         """A constant: an initializer here or further out, or a Constant node."""
-        array = np.asarray(array)
-        if array.dtype == np.float64 and isinstance(array, list):
-            array = array.astype(np.float32)
+        array = np.asarray(array, np.float32) if isinstance(array, list) else array
         tensor = _to_tensor(array)
         value = Value(self.name("w"), (array,) * len(WORLDS), constant=True)
         plain = self.opset >= 9 or array.dtype.kind == "f"

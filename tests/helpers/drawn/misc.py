@@ -27,7 +27,7 @@ def text(d: Drawing, op_type: str) -> Any:
     value = d.new("str", (d.choice([1, 3]),))
     if op_type == "StringNormalizer":
         return d.one(op_type, [value.name], case_change_action=str(d.choice(["LOWER", "UPPER", "NONE"])),
-                     stopwords=["a"])  # fmt: skip
+                     locale="C", stopwords=["a"])  # fmt: skip
     numbers = d.new("int64", (4,), bound=5)
     return d.one("TfIdfVectorizer", [numbers.name], mode="TF", min_gram_length=1, max_gram_length=1,
                  max_skip_count=0, ngram_counts=[0], ngram_indexes=[0, 1, 2], pool_int64s=[1, 2, 3])  # fmt: skip
