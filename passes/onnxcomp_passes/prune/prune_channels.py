@@ -1,0 +1,169 @@
+"""Removes the channels that matter least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from onnxcomp.analysis.channels import Channels
+from onnxcomp.analysis.shapes import Shapes
+from onnxcomp.errors import UserError
+from onnxcomp.passbase import Pass
+from onnxcomp_passes.prune.support.arithmetic import arithmetic
+from onnxcomp_passes.prune.support.criteria import Criterion, scores
+from onnxcomp_passes.prune.support.removal import Removal
+from onnxcomp_passes.prune.support.selection import Candidate, Spread, least_units, select
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onnxcomp.analysis.channels import ChannelMap, Group
+    from onnxcomp.analysis.shapes import ShapeMap
+    from onnxcomp.ir import Model
+    from onnxcomp.passbase import Context
+    from onnxcomp_passes.prune.support.selection import Array
+
+# Halvings of the share that is looked for; finer than a channel of a thousand.
+_STEPS = 12
+
+
+class PruneChannels(Pass):
+    """Removes the channels that matter least, and everything that made or read them.
+
+    Channels that belong together (through residual sums, depthwise convolutions, concatenations,
+    heads of attention, gates of recurrent layers...) go together, so that the model that is left is
+    an ordinary smaller one. Inputs and outputs stay. Say how much: a share of all channels
+    (`ratio`), of the arithmetic (`flops`) or of the weights (`parameters`).
+
+    What is left was not trained to be alone: measure it, train it on, or use it as a starting point.
+    Channels that a normalization runs over are left alone unless `normalized` is set.
+
+        x -> Conv(64 filters) -> Relu -> Conv(w[128, 64])
+        x -> Conv(32 filters) -> Relu -> Conv(w[128, 32])
+    """
+
+    name: ClassVar[str] = "prune-channels"
+    lossless: ClassVar[bool] = False
+    codes: ClassVar[Mapping[str, str]] = {
+        "PRN101": "No channel may be removed: all are tied to inputs, outputs or operators that are not "
+        "understood. `onnxcomp inspect --channels` shows what is in the way.",
+        "PRN102": "Less was removed than asked for: every group keeps a share of its channels (`keep`).",
+        "PRN103": "A group of channels was skipped, for the reason given.",
+    }
+
+    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of channels to remove, 0.5 when nothing else is asked for."""
+    flops: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the arithmetic to remove; an open batch counts as 1, other open dimensions as 128."""
+    parameters: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the weights to remove."""
+    criterion: Criterion = "l2"
+    """What tells how much a channel matters: l1, l2, std, median, scale, random."""
+    spread: Spread = "uniform"
+    """Where channels go: `uniform`, the same share of each group, or `global`, the least anywhere."""
+    keep: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of its channels that each group keeps at least."""
+    multiple: Annotated[int, Field(ge=1)] = 1
+    """What is left of a group is a multiple of this; 8 or 16 suits many kernels."""
+    normalized: bool = False
+    """Also remove channels that a normalization or softmax runs over, which changes all the others."""
+    skip: tuple[str, ...] = ()
+    """Names of nodes whose channels stay; `*` stands for anything."""
+    seed: int = 0
+    """Seed of the criterion `random`."""
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> PruneChannels:
+        goals = [goal for goal in (self.ratio, self.flops, self.parameters) if goal is not None]
+        if len(goals) > 1:
+            raise ValueError("give one of ratio, flops and parameters")
+        return self
+
+    @override
+    def run(self, ctx: Context) -> None:
+        shapes = ctx.facts.refresh(Shapes())
+        channels = ctx.facts.refresh(Channels())
+        candidates = self._candidates(ctx, channels)
+        if not candidates:
+            ctx.skip("PRN101", "model", "no channel may be removed")
+            return
+        share = self._share(ctx, shapes, candidates)
+        removed = self._remove(ctx, shapes, candidates, share)
+        ctx.edit.count("channels removed", removed)
+
+    def _candidates(self, ctx: Context, channels: ChannelMap) -> list[Candidate]:
+        found = []
+        for group in channels.groups:
+            names = _names(channels, group)
+            if not names:
+                continue
+            if why := self._reason(group, names):
+                ctx.skip("PRN103", names[0], why)
+                continue
+            found.append(
+                Candidate(
+                    group,
+                    scores(channels, group, self.criterion, self.seed),
+                    least_units(group.units, self.keep, self.multiple),
+                )
+            )
+        return found
+
+    def _reason(self, group: Group, names: Sequence[str]) -> str:
+        """Returns why a group is left alone."""
+        if group.mixed and not self.normalized:
+            return group.mixed[0]
+        if any(fnmatchcase(name, pattern) for name in names for pattern in self.skip):
+            return "its name is among those to skip"
+        return ""
+
+    def _share(self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate]) -> float:
+        """Returns the share of channels that reaches the goal."""
+        goal = self.flops or self.parameters
+        if goal is None:
+            return self.ratio or 0.5
+        before = self._size(ctx.model)
+        low, high = 0.0, 1.0
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            mark = ctx.edit.mark()
+            self._remove(ctx, shapes, candidates, middle)
+            reached = 1 - self._size(ctx.model) / before >= goal
+            ctx.edit.rollback(mark)
+            low, high = (low, middle) if reached else (middle, high)
+        if high == 1.0:
+            ctx.warn("PRN102", "model", "every group is down to what it keeps")
+        return high
+
+    def _size(self, model: Model) -> float:
+        """Returns the arithmetic or the weights of a model, whichever is the goal."""
+        if self.parameters is not None:
+            return float(sum(v.const_value.size for v in model.initializers() if v.const_value))
+        total = arithmetic(model)
+        if not total:
+            raise UserError(
+                "the arithmetic of the model cannot be counted, because shapes are not known",
+                hint="ask for a share of the channels (ratio) or of the weights (parameters)",
+            )
+        return total
+
+    def _remove(
+        self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate], share: float
+    ) -> int:
+        removal = Removal(ctx, shapes)
+        chosen: list[Array] = select(candidates, share, self.spread, self.multiple)
+        for candidate, dead in zip(candidates, chosen, strict=True):
+            if dead.any():
+                removal.drop(candidate.group, dead)
+        removal.apply()
+        return sum(int(dead.sum()) for dead in chosen)
+
+
+def _names(channels: ChannelMap, group: Group) -> list[str]:
+    """Names of the nodes that make the channels of a group, in order."""
+    makers = (channels.producers.get((member.value, member.axis)) for member in group.members)
+    return list(dict.fromkeys(node.name or node.op_type for node in makers if node is not None))

@@ -1,0 +1,77 @@
+"""How much each channel matters, judged by the weights alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from onnxcomp.ir.ops import array
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from onnxcomp.analysis.channels import ChannelMap, Group
+
+Array = np.ndarray[Any, Any]
+Criterion = Literal["l1", "l2", "std", "median", "scale", "random"]
+
+
+def scores(channels: ChannelMap, group: Group, criterion: Criterion, seed: int) -> Array:
+    """Returns how much each unit of a group matters, 1 on average.
+
+    What several layers say of a unit is averaged after each layer's own average was made 1, so that
+    a layer with large weights does not outvote the others.
+
+    Args:
+        channels: The channels of the model.
+        group: One group of them.
+        criterion: `l1` and `l2` are norms of the filters that make a unit (Li et al., ICLR 2017),
+            `std` their standard deviation, `median` the distance to all other filters of the layer:
+            what others can replace matters little (FPGM, He et al., CVPR 2019), `scale` the factor
+            of its normalization (Liu et al., ICCV 2017), `random` nothing at all, for comparison.
+        seed: Seed of `random`.
+
+    Returns:
+        [units] scores.
+    """
+    if criterion == "random":
+        return np.random.default_rng((seed, group.units)).random(group.units) + 0.5
+    judge = _CRITERIA[criterion]
+    opinions = [judge(rows) for rows in _rows(channels, group, criterion)]
+    normalized = [found / found.mean() for found in opinions if found.mean() > 0]
+    if not normalized:
+        return np.ones(group.units)
+    average: Array = np.mean(normalized, axis=0)
+    return average
+
+
+def _rows(channels: ChannelMap, group: Group, criterion: Criterion) -> Iterator[Array]:
+    """Yields for each layer that makes the units a matrix [units, weights of one unit]."""
+    for member in group.members:
+        makes = (member.value, member.axis) in channels.producers
+        weight = array(member.value)
+        if weight is None or weight.dtype.kind != "f":
+            continue
+        is_matrix = weight.ndim > 1
+        scales = not makes and not is_matrix
+        if (makes and is_matrix and criterion != "scale") or (scales and criterion == "scale"):
+            slices = np.moveaxis(weight, member.axis, 0)[member.positions]
+            yield slices.reshape(group.units, -1).astype(np.float64)
+
+
+def _distance(rows: Array) -> Array:
+    """The sum of distances to all other filters."""
+    squares = (rows**2).sum(1)
+    product = squares[:, None] + squares[None, :] - 2 * rows @ rows.T
+    distance: Array = np.sqrt(np.maximum(product, 0)).sum(1)
+    return distance
+
+
+_CRITERIA: dict[str, Callable[[Array], Array]] = {
+    "l1": lambda rows: np.abs(rows).sum(1),
+    "l2": lambda rows: np.sqrt((rows**2).sum(1)),
+    "std": lambda rows: rows.std(1),
+    "median": _distance,
+    "scale": lambda rows: np.abs(rows).mean(1),
+}
