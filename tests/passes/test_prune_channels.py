@@ -25,7 +25,7 @@ TWO = """g (float[1, 1, 2, 2] x) => (float[1, 1, 2, 2] y)
 
 
 def pruned(graph: str, **options: object) -> Result:
-    return Pipeline((PruneChannels(**options),)).run(Model.load(text.model(graph)))  # type: ignore[arg-type]
+    return Pipeline((PruneChannels(**options),)).run(Model.load(text.model(graph)))
 
 
 def shapes(model: Model) -> dict[str, list[int]]:
