@@ -34,7 +34,7 @@ SIMPLIFY = (
     "fixpoint(eliminate-identity,fold-constants,inline-branches,share-common,"
     "merge-branches,simplify-loops,hoist-invariants,fuse-lstm,simplify-functions,simplify-sequences,lower-einsum,push-transposes,merge-views,merge-slices,"
     "fuse-activations,"
-    "fuse-gates,fuse-softmax,fuse-shuffle,fuse-layernorm,fuse-attention,fuse-batchnorm,fuse-affine,fuse-bias,merge-arithmetic,fuse-pad,eliminate-dead),"
+    "fuse-gates,fuse-softmax,fuse-shuffle,fuse-layernorm,fuse-attention,fuse-transpose,fuse-batchnorm,fuse-affine,fuse-bias,merge-arithmetic,fuse-pad,eliminate-dead),"
     # Gates are in their last form now. Nothing else gets shorter by it.
     "batch-gates"
 )
