@@ -150,7 +150,9 @@ class Equivalence:
         standard = STANDARD_DOMAINS.issuperset(self._signature_of.opset_imports)
         large = self._signature_of.nbytes > LARGE_BYTES
         config = _MAPPED if standard or large else None
-        return Session.open(model, threads=self._threads, optimization="disable", config=config)
+        return Session.open(
+            model, threads=self._threads, optimization="disable", config=config, arena=False
+        )
 
     def prepare(self) -> Sequence[Pair] | None:
         """Runs the original, once; can be done ahead of time in a thread of its own.
