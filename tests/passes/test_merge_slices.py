@@ -129,6 +129,20 @@ def test_what_stays(body: str, weights: str, outputs: int) -> None:
     assert_unchanged(PASS, graph(body, weights, out[outputs]))
 
 
+@pytest.mark.parametrize(("inner", "gathered"), [(32, True), (31, False)])
+def test_pieces_in_another_order_are_gathered_if_they_are_large(inner: int, gathered: bool) -> None:
+    def text(body: str, more: str = "") -> str:
+        return f"""<ir_version: 8, opset_import: ["" : 18]>
+            g (float[N, 4, {inner}] x) => (float[N, 4, {inner}] y)
+            <int64[2] s = {{1, 3}}{more}> {{ {body} }}"""
+
+    before = text("a, b = Split <axis = 1> (x, s) y = Concat <axis = 1> (b, a)")
+    if not gathered:
+        assert_unchanged(PASS, before)
+        return
+    after = text("y = Gather <axis = 1> (x, i)", ", int64[4] i = {1, 2, 3, 0}")
+
+
 def test_slices_of_an_unknown_size_are_no_split() -> None:
     assert_unchanged(
         PASS,

@@ -24,6 +24,7 @@ from onnxcomp_passes.simplify.support.pieces import (
     CoarserSplit,
     JoinPieces,
     OneOfSplit,
+    ReorderPieces,
     SlicesToSplit,
     SplitOfConcat,
 )
@@ -216,7 +217,7 @@ class MergeSlices(LocalPass):
 
     Slices that together are all of a tensor become one Split; a Slice of a Slice one Slice; a Concat
     of neighbouring pieces reads the larger piece, or what was cut; a Split of a Concat at its seams
-    goes; a Split of which one part is read becomes a Slice; a Gather at constant places from a
+    goes; all pieces in another order are a Gather; a Split of which one part is read becomes a Slice; a Gather at constant places from a
     Gather or a Slice reads their source; a Pad of a Pad becomes one. Not a bit changes.
 
         x -> Split -> a, b, c        Concat(a, b) -> y
@@ -231,6 +232,7 @@ class MergeSlices(LocalPass):
         return (
             JoinPieces(),
             CoarserSplit(),
+            ReorderPieces(),
             SplitOfConcat(),
             OneOfSplit(),
             MergeNestedSlices(),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onnxcomp.signature import Shape
 
 # A Gather copies whole blocks; below this size a Transpose is as fast.
-_SMALLEST_BLOCK = 16
+_SMALLEST_BLOCK = 32
 _MOST_PLACES = 1 << 14
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import prod
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from onnxcomp.ir.ops import (
     attribute,
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
 # Opset 10 made the ranges of Slice inputs, opset 13 the sizes of Split.
 _SLICE_INPUTS, _SPLIT_INPUTS = 10, 13
+# A Gather copies whole blocks; with smaller ones it is slower than two copies.
+_SMALLEST_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -371,3 +376,54 @@ class OneOfSplit:
         edit.replace(value, made)
         edit.remove(node)
         sweep(edit, *old)
+
+
+class ReorderPieces:
+    """All pieces of a tensor, put together in another order, are a Gather along the axis."""
+
+    name = "pieces in another order gathered"
+    ops = frozenset({"Concat"})
+
+    def match(self, node: ir.Node, facts: Facts) -> Match[tuple[ir.Value, int, list[int]]] | Miss:
+        """Finds where each element goes, if whole blocks do."""
+        shapes = shapes_of(facts)
+        found = [part for run in runs_of(node, shapes) for _, part in run]
+        parts = [part for part in found if part is not None]
+        shape = shapes.shape(parts[0].source) if parts else None
+        if shape is None or len(parts) != len(found) or len({part.source for part in parts}) != 1:
+            return NOTHING
+        axis = parts[0].axis
+        inner = [dim for dim in shape[axis + 1 :] if isinstance(dim, int)]
+        if len(inner) != len(shape) - axis - 1 or prod(inner) < _SMALLEST_BLOCK:
+            return NOTHING
+        places = [place for part in parts for place in range(part.start, part.end)]
+        # A Slice or a Split must go for it, and what copies more than there is stays.
+        if len(places) > parts[0].size or not _only_here(node):
+            return NOTHING
+        return Match(node, (parts[0].source, axis, places))
+
+    def apply(self, match: Match[tuple[ir.Value, int, list[int]]], edit: Edit) -> None:
+        """Gathers."""
+        node, (source, axis, places) = match.node, match.found
+        old = list(node.inputs)
+        assert node.graph is not None
+        name = f"{node.outputs[0].name}_places"
+        index = edit.initializer(np.array(places, np.int64), name=name, graph=node.graph)
+        edit.set_operator(node, "Gather")
+        edit.set_attribute(node, "axis", axis)
+        edit.set_input(node, 0, source)
+        edit.set_input(node, 1, index)
+        edit.truncate_inputs(node, 2)
+        sweep(edit, *old)
+
+
+def _only_here(node: ir.Node) -> bool:
+    """Whether nobody but a node reads what the makers of its inputs make."""
+    return all(
+        maker is not None
+        and all(
+            not value.is_graph_output() and all(usage.node is node for usage in value.uses())
+            for value in maker.outputs
+        )
+        for maker in (None if value is None else value.producer() for value in node.inputs)
+    )
