@@ -79,6 +79,7 @@ PYTHON_PEERS = frozenset(OPTIMIZERS) - {"onnxruntime"}
 LARGE_BYTES = 50_000_000
 # Sessions of one model differ by a percent or two in where their memory lies: so not one of each.
 SESSIONS = 4
+SAMPLING = 0.005
 
 
 def main() -> None:
@@ -130,17 +131,15 @@ def _measure(
     rounds: int,
     timeout: float,
 ) -> list[Row]:
-    def clear() -> None:
-        for out in outs.values():
-            out.unlink(missing_ok=True)
-
-    done = interleave(commands, rounds, timeout=timeout, before=clear)
-    clear()
-    # Once more with the memory sampled, which costs a little time; these results stay.
+    for out in outs.values():
+        out.unlink(missing_ok=True)
+    # Sampling the memory costs a little time, so it gets a run of its own if there are several.
+    once = rounds == 1
+    done = interleave(commands, rounds, timeout=timeout, watch=SAMPLING if once else 0)
     sampled = {
-        name: run_child(command, timeout=timeout, watch=0.005)
-        for name, command in commands.items()
-        if done[name][-1].returncode == 0
+        name: runs[0] if once else run_child(commands[name], timeout=timeout, watch=SAMPLING)
+        for name, runs in done.items()
+        if runs[-1].returncode == 0
     }
     ours = median_seconds(done[OURS])
     original: Row = {
