@@ -189,8 +189,8 @@ def tf_quantized() -> onnx.ModelProto:
 
     x = fake("image", 0.02)
     for ins, outs in ((3, 16), (16, 16), (16, 16)):
-        y = fake(g("Relu", _nhwc_conv(g, x, ins, outs)), 0.03)
-        x = y if ins == 3 else fake(g("Add", x, y), 0.05)
+        # No sums: onnxruntime rounds quantized ones in another way depending on what is around them.
+        x = fake(g("Relu", _nhwc_conv(g, x, ins, outs)), 0.03)
     y = g("ReduceMean", x, axes=[1, 2], keepdims=1)
     return g.model({"image": [1, 32, 32, 3]}, [g("Reshape", y, [-1, 16])])
 

@@ -141,6 +141,16 @@ def test_pieces_in_another_order_are_gathered_if_they_are_large(inner: int, gath
         assert_unchanged(PASS, before)
         return
     after = text("y = Gather <axis = 1> (x, i)", ", int64[4] i = {1, 2, 3, 0}")
+    assert_rewrites(PASS, before=before, after=after, rtol=0, atol=0)
+
+
+def test_a_piece_that_others_read_is_not_gathered() -> None:
+    assert_unchanged(
+        PASS,
+        """<ir_version: 8, opset_import: ["" : 18]>
+        g (float[N, 4, 64] x) => (float[N, 4, 64] y, float[N, 1, 64] z) <int64[2] s = {1, 3}>
+        { a, b = Split <axis = 1> (x, s) y = Concat <axis = 1> (b, a) z = Relu (a) }""",
+    )
 
 
 def test_slices_of_an_unknown_size_are_no_split() -> None:
