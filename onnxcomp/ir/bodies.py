@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from onnxcomp.ir.backend import ir
-from onnxcomp.ir.ops import subgraphs
+from onnxcomp.ir.ops import OVERRIDABLE, PROTECTED, subgraphs
 from onnxcomp.ir.regions import reset_outputs, set_outputs
 
 if TYPE_CHECKING:
@@ -82,6 +82,24 @@ def _put(graph: ir.Graph, node: ir.Node, before: ir.Node | None) -> None:
         graph.append(node)
     else:
         graph.insert_before(before, node)
+
+
+def can_lift(value: ir.Value) -> bool:
+    """Whether a value is a constant of a body that may as well be one of a scope around it."""
+    if not value.is_initializer() or value.const_value is None:
+        return False
+    return OVERRIDABLE not in value.meta and PROTECTED not in value.meta
+
+
+def nodes_after(node: ir.Node) -> Iterator[ir.Node]:
+    """Yields the nodes of a scope that stand behind one of them."""
+    scope = node.graph
+    if scope is None:
+        raise ValueError(f"not in a graph: {node.op_type} {node.name}")
+    following = _following(scope, node)
+    while following is not None:
+        yield following
+        following = _following(scope, following)
 
 
 def lift_initializer(edit: Edit, value: ir.Value, scope: ir.Graph) -> ir.Value:

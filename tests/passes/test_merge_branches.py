@@ -223,6 +223,31 @@ def test_an_if_that_waits_for_what_the_first_one_made_stays_apart() -> None:
     )
 
 
+def test_what_moved_for_one_pair_still_stands_between_another() -> None:
+    """`k` moves in front of the second If for the third one, and so still follows the first."""
+    got = assert_holds(
+        MERGE,
+        """
+            g (float[2] x, bool c, bool d) => (float[2] y, float[2] z) {
+              a = If (d) <
+                then_branch = t () => (float[2] p) { p = Neg (x) },
+                else_branch = e () => (float[2] q) { q = Relu (x) }>
+              b = If (c) <
+                then_branch = t2 () => (float[2] p2) { p2 = Cos (x) },
+                else_branch = e2 () => (float[2] q2) { q2 = Tan (x) }>
+              k = Sin (a)
+              y = If (c) <
+                then_branch = t3 () => (float[2] p3) { p3 = Add (k, b) },
+                else_branch = e3 () => (float[2] q3) { q3 = Sub (k, b) }>
+              z = If (d) <
+                then_branch = t4 () => (float[2] p4) { p4 = Exp (k) },
+                else_branch = e4 () => (float[2] q4) { q4 = Abs (k) }>
+            }
+        """,
+    )
+    assert [node.op_type for node in got.graph.node] == ["If", "Sin", "If", "If"]
+
+
 def test_ifs_with_different_conditions_stay_apart() -> None:
     assert_unchanged(
         MERGE,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
-from onnxcomp.ir.bodies import lift_initializer, move_before, reads
+from onnxcomp.ir.bodies import can_lift, lift_initializer, move_before, reads
 from onnxcomp.ir.ops import attribute, is_op, is_pure, standard_op
 from onnxcomp.passbase import Pass
 from onnxcomp_passes.simplify.control.carriers import Carriers
@@ -56,7 +56,7 @@ def _hoist(cycle: Cycle, edit: Edit, shapes: ShapeMap) -> None:
             v.is_graph_output() for v in node.outputs
         ):
             continue
-        if any(value.graph is body and not value.is_initializer() for value in reads(node)):
+        if any(value.graph is body and not can_lift(value) for value in reads(node)):
             continue
         if is_pure(node) and (runs or cannot_fail(node, shapes)):
             _move(node, cycle, edit)

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from onnxcomp.passbase import Context
 
 
+# A branch that is resolved tells more of those before it; longer chains wait for the next run.
+_ROUNDS = 8
+
+
 class InlineBranches(Pass):
     """Replace an If by the nodes of the branch that runs, where it is known which one that is.
 
@@ -65,7 +69,9 @@ def _inline_all(ctx: Context) -> None:
         _visit(ctx, function.graph, Known(), None)
     root = ctx.model.graph
     _visit(ctx, root, Known(), None)
-    while _has_open_branches(root):
+    for _ in range(_ROUNDS):
+        if not _has_open_branches(root):
+            break
         mark = ctx.edit.mark()
         _visit(ctx, root, Known(), Ranks(root, ctx.facts.get(Shapes())))
         if ctx.edit.mark() == mark:

@@ -13,6 +13,7 @@ from onnxcomp.ir.bodies import (
     lift_initializer,
     move_before,
     move_to_end,
+    nodes_after,
     reads,
     set_body_outputs,
 )
@@ -23,12 +24,12 @@ from onnxcomp_passes.simplify.control.carriers import Carriers
 from onnxcomp_passes.simplify.control.common import common_nodes, equal_results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     from onnxcomp.ir import Edit
     from onnxcomp.passbase import Context
 
-# Between two Ifs with the same condition there are a few nodes, or they have little in common.
+# Between two Ifs with the same condition there are a few nodes, or they have little in common. Also keeps
+# the search for what stands between them short.
 _WINDOW = 256
 
 
@@ -67,43 +68,20 @@ def _simplify(graph: ir.Graph, edit: Edit) -> None:
         _straighten(node, edit)
         _take_out(node, edit)
     earlier: dict[ir.Value, ir.Node] = {}
-    order = _Order(graph)
     grown: dict[ir.Node, None] = {}
     for node in choices:
         condition = node.inputs[0] if node.graph is graph else None
         if condition is None:
             continue
         first = earlier.get(condition)
-        if first is not None and (between := _between(first, node, order)) is not None:
+        if first is not None and (between := _between(first, node)) is not None:
             _merge(first, node, between, edit)
-            order.moved.update(between)
             grown[first] = None
         else:
             earlier[condition] = node
     # Once for all that were merged: a look at a branch takes as long as it is.
     for first in grown:
         _take_out(first, edit)
-
-
-class _Order:
-    """The nodes of a graph as they stood, so that those between two are found without a search.
-
-    Attributes:
-        moved: Nodes that have been moved to the front since.
-    """
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
-        self._nodes = list(graph)
-        self._places = {node: place for place, node in enumerate(self._nodes)}
-        self.moved: set[ir.Node] = set()
-
-    def between(self, first: ir.Node, second: ir.Node) -> Iterator[ir.Node]:
-        """Yields the nodes behind the first and before the second."""
-        for place in range(self._places[first] + 1, self._places[second]):
-            node = self._nodes[place]
-            if node.graph is self._graph and node not in self.moved:
-                yield node
 
 
 def _branches(node: ir.Node) -> tuple[ir.Graph, ir.Graph] | None:
@@ -176,11 +154,13 @@ def _move_out(inner: ir.Node, twins: list[ir.Node], node: ir.Node, edit: Edit) -
     edit.count("computed once for both branches")
 
 
-def _between(first: ir.Node, second: ir.Node, order: _Order) -> list[ir.Node] | None:
+def _between(first: ir.Node, second: ir.Node) -> list[ir.Node] | None:
     """Nodes that have to move before the first If, in order; None when that is not possible."""
     behind: set[ir.Value] = set(first.outputs)
     free: list[ir.Node] = []
-    for node in order.between(first, second):
+    for node in nodes_after(first):
+        if node is second:
+            break
         if any(value in behind for value in reads(node)):
             behind.update(node.outputs)
         else:

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from onnxcomp.ir.bodies import lift_initializer
+from onnxcomp.ir.bodies import can_lift, lift_initializer
 from onnxcomp.ir.ops import is_op, subgraphs
 from onnxcomp.ir.regions import dissolve_copy
 from onnxcomp.passbase import Pass
@@ -80,7 +80,7 @@ def _unroll(cycle: Cycle, trips: int, graph: ir.Graph, edit: Edit, version: int)
     states = [value for value in operands if value is not None]
     rows: list[list[ir.Value]] = [[] for _ in cycle.collected()]
     for value in list(body.initializers.values()):
-        if not value.is_graph_output():
+        if can_lift(value) and not value.is_graph_output():
             lift_initializer(edit, value, graph)
             edit.drop_initializer(value)
     go_on = constant_input(body.inputs[1], np.array(True), graph, edit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxcomp.ir.bodies import reads
+from onnxcomp.ir.bodies import can_lift, reads
 from onnxcomp.ir.ops import is_op
 from onnxcomp_passes.simplify.control.numbering import Numbering
 
@@ -64,7 +64,7 @@ def _fixed_results(
 def _is_free(node: ir.Node, body: ir.Graph, found: dict[ir.Node, list[ir.Node]]) -> bool:
     """Whether everything that a node reads is there in front of the If as well."""
     for value in reads(node):
-        if value.graph is body and not value.is_initializer() and value.producer() not in found:
+        if value.graph is body and not can_lift(value) and value.producer() not in found:
             return False
     return True
 
@@ -86,6 +86,6 @@ def equal_results(
     for index, (first, second) in enumerate(zip(then.outputs, other.outputs, strict=True)):
         if mine.get(first) != theirs.get(second):
             continue
-        if first.is_initializer() or first.producer() in moved:
+        if can_lift(first) or first.producer() in moved:
             found.append(index)
     return found
