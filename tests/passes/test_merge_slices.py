@@ -153,6 +153,42 @@ def test_a_piece_that_others_read_is_not_gathered() -> None:
     )
 
 
+def focus(places: str, conv: str = "y = Conv (c, w)", end: int = 99) -> str:
+    """Slices of every second row and column, from the places given, joined as channels."""
+    lines = " ".join(
+        f"s{n} = Slice (x, {place}, e, a, two)" for n, place in enumerate(places.split())
+    )
+    joined = ", ".join(f"s{n}" for n in range(len(places.split())))
+    starts = ", ".join(
+        f"int64[2] {r}{c} = {{{'jk'.index(r)}, {'jk'.index(c)}}}" for r in "jk" for c in "jk"
+    )
+    return f"""<ir_version: 8, opset_import: ["" : 18]>
+        g (float[N, 3, 6, 8] x) => (float[N, 5, P, Q] y) <{starts}, float[5, 12, 1, 1] w,
+        int64[2] e = {{{end}, 99}}, int64[2] a = {{2, 3}}, int64[2] two = {{2, 2}}>
+        {{ {lines} c = Concat <axis = 1> ({joined}) {conv} }}"""
+
+
+@pytest.mark.parametrize("places", ["jj jk kj kk", "jj kj jk kk", "kk jk kj jj"])
+def test_strided_slices_are_space_to_depth(places: str) -> None:
+    got = assert_holds(PASS, focus(places), rtol=1e-6, atol=1e-6)
+    assert [node.op_type for node in got.graph.node] == ["SpaceToDepth", "Conv"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        focus("jj jk kj kj"),  # one place twice
+        focus("jj kj jk kk", end=4),  # not to the end
+        focus("jj kj jk kk", "d = Relu (c) y = Conv (d, w)"),
+        focus("jj kj jk kk", "v = Neg (w) y = Conv (c, v)"),
+    ],
+    ids=["twice", "short", "other reader", "weight not constant"],
+)
+def test_what_is_no_space_to_depth(text: str) -> None:
+    got = assert_holds(PASS, text, full_check=False)
+    assert "SpaceToDepth" not in [node.op_type for node in got.graph.node]
+
+
 def test_slices_of_an_unknown_size_are_no_split() -> None:
     assert_unchanged(
         PASS,

@@ -18,6 +18,7 @@ from onnxcomp.ir.ops import (
 from onnxcomp.rules import NOTHING, Match, Miss, Rule
 from onnxcomp_passes.simplify.support.base import LocalPass, rewire, shapes_of
 from onnxcomp_passes.simplify.support.dims import list_of, normalized
+from onnxcomp_passes.simplify.support.focus import FocusToDepth
 from onnxcomp_passes.simplify.support.layouts import only_reads
 from onnxcomp_passes.simplify.support.noops import slice_ranges
 from onnxcomp_passes.simplify.support.pieces import (
@@ -217,7 +218,8 @@ class MergeSlices(LocalPass):
 
     Slices that together are all of a tensor become one Split; a Slice of a Slice one Slice; a Concat
     of neighbouring pieces reads the larger piece, or what was cut; a Split of a Concat at its seams
-    goes; all pieces in another order are a Gather; a Split of which one part is read becomes a Slice; a Gather at constant places from a
+    goes; all pieces in another order are a Gather; strided slices of a picture
+    that are joined as channels are SpaceToDepth; a Split of which one part is read becomes a Slice; a Gather at constant places from a
     Gather or a Slice reads their source; a Pad of a Pad becomes one. Not a bit changes.
 
         x -> Split -> a, b, c        Concat(a, b) -> y
@@ -233,6 +235,7 @@ class MergeSlices(LocalPass):
             JoinPieces(),
             CoarserSplit(),
             ReorderPieces(),
+            FocusToDepth(),
             SplitOfConcat(),
             OneOfSplit(),
             MergeNestedSlices(),
