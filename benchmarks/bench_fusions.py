@@ -130,8 +130,8 @@ CASES = [
     Case("attention without heads", "kt = Transpose <perm = [0, 1, 3, 2]> (k) s = MatMul (x, kt) t = Mul (s, quarter) p = Softmax (t) y = MatMul (p, k)", "y = Attention <scale = 0.25> (x, k, k)", ((1, 12, 16, 32), (1, 12, 128, 64)), opset=23, weights="float[S] k"),
     Case("MatMul and Add, matrices", "m = MatMul (x, k) y = Add (m, b)", "y = Gemm (x, k, b)", ((1, 64), (1, 1024), (8, 256), (16, 64), (128, 384), (128, 768)), weights="float[C, C] k, float[C] b"),
     Case("MatMul and Add, three dimensions", "m = MatMul (x, k) y = Add (m, b)", "f = Reshape (x, s1) g = Gemm (f, k, b) y = Reshape (g, s2)", TEXT, applied=False, weights="float[C, C] k, float[C] b, int64[2] s1 = {-1, C}, int64[3] s2 = {-1, B, C}"),
-    Case("Transpose and MatMul", "t = Transpose <perm = [1, 0]> (x) y = MatMul (t, k)", "y = Gemm <transA = 1> (x, k)", ((64, 64), (256, 256)), applied=False, weights="float[C, C] k"),
-    Case("MatMul and Transpose", "t = Transpose <perm = [1, 0]> (x) y = MatMul (k, t)", "y = Gemm <transB = 1> (k, x)", ((64, 64), (256, 256)), applied=False, weights="float[C, C] k"),
+    Case("Transpose and MatMul", "t = Transpose <perm = [1, 0]> (x) y = MatMul (t, k)", "y = Gemm <transA = 1> (x, k)", ((64, 64), (256, 256)), weights="float[C, C] k"),
+    Case("MatMul and Transpose", "t = Transpose <perm = [1, 0]> (x) y = MatMul (k, t)", "y = Gemm <transB = 1> (k, x)", ((64, 64), (256, 256)), weights="float[C, C] k"),
     Case("three MatMuls of one input", "q1 = MatMul (x, wq) q = Add (q1, b) k1 = MatMul (x, wk) k = Add (k1, b) v1 = MatMul (x, wv) v = Add (v1, b) t = Add (q, k) y = Add (t, v)", "m = MatMul (x, wa) n = Add (m, ba) q, k, v = Split <axis = -1, num_outputs = 3> (n) t = Add (q, k) y = Add (t, v)", ((1, 16, 384), (1, 128, 384)), applied=False, weights="float[C, C] wq, float[C, C] wk, float[C, C] wv, float[C] b, float[C, D] wa, float[D] ba"),
 ]  # fmt: skip
 
