@@ -175,3 +175,83 @@ def test_a_body_that_only_looks_like_a_cell_stays(old: str, new: str) -> None:
     if "parts)" in new:
         changed = re.sub(r"float\[B, 4\] ([hm]0)", r"float[?, ?] \1", changed)
     assert_unchanged(LSTM, changed)
+
+
+def _operator_loop(lstm: str = "LSTM <hidden_size = 4>", row: str = "Identity (h_new)") -> str:
+    """As exporters write a loop over an LSTMCell."""
+    return f"""
+        g (float[5, B, 3] xs) => (float[B, 4] y, float[5, B, 4] z)
+        <float[1, 16, 3] w, float[1, 32] b, int64 place = {{0}}, int64[1] batch = {{1}}, int64[1] width = {{4}},
+         int64[1] axes = {{0}}, bool yes = {{1}}> {{
+          sizes = Shape (xs)
+          count = Gather <axis = 0> (sizes, place)
+          rows = Gather <axis = 0> (sizes, batch)
+          target = Concat <axis = 0> (rows, width)
+          zeros = ConstantOfShape (target)
+          h_end, m_end, z = Loop (count, yes, zeros, zeros) <
+            body = b (int64 t, bool go, float[B, 4] h, float[B, 4] m)
+                => (bool on, float[B, 4] h_new, float[B, 4] m_new, float[B, 4] h_new2)
+                <float[1, 16, 4] r> {{
+              on = Identity (go)
+              x = Gather <axis = 0> (xs, t)
+              x1 = Unsqueeze (x, axes)
+              h1 = Unsqueeze (h, axes)
+              m1 = Unsqueeze (m, axes)
+              all, h2, m2 = {lstm} (x1, w, r, b, , h1, m1)
+              h_new = Squeeze (h2, axes)
+              m_new = Squeeze (m2, axes)
+              h_new2 = {row}
+            }}>
+          y = Add (h_end, m_end)
+        }}
+    """
+
+
+def test_operators_for_one_step_become_one_for_all() -> None:
+    before = model(_operator_loop())
+    got, _ = run_pass(LSTM, before)
+    onnx.checker.check_model(got, full_check=True)
+    assert sorted(_kinds(got)) == ["Add", "LSTM", "Squeeze", "Squeeze", "Squeeze"]
+    assert_same(before, got, feeds=[{"xs": _feeds(2, 5, 0)["xs"]}], runtimes=("onnxruntime",))
+    assert_rolls_back(LSTM, before)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _operator_loop('LSTM <hidden_size = 4, direction = "reverse">'),
+        _operator_loop("LSTM <hidden_size = 4, clip = 0.5>"),
+        _operator_loop("LSTM <hidden_size = 4, layout = 0>"),
+        _operator_loop(row="Neg (h_new)"),
+        _operator_loop(row="Identity (m_new)"),
+        _operator_loop().replace("x1, w, r, b", "x1, w, r, h1"),
+    ],
+)
+def test_operators_of_another_kind_and_bodies_that_do_more_stay(text: str) -> None:
+    assert_unchanged(LSTM, text)
+
+
+def test_operators_that_hand_their_output_on_as_it_is() -> None:
+    text = _operator_loop()
+    text = text.replace(
+        "float[1, 16, 4] r>", "float[1, 16, 4] r, float[1, 16, 4] u, float[1, 16, 4] v>"
+    )
+    text = text.replace("zeros, zeros)", "zeros, zeros, zeros, zeros)")
+    text = text.replace("h_end, m_end, z", "h_end, m_end, i_end, n_end, z")
+    text = text.replace("float[B, 4] m)", "float[B, 4] m, float[B, 4] i, float[B, 4] n)")
+    text = text.replace(
+        "float[B, 4] m_new,", "float[B, 4] m_new, float[B, 4] i_new, float[B, 4] n_new,"
+    )
+    second = """
+        i1 = Unsqueeze (i, axes)
+        n1 = Unsqueeze (n, axes)
+        , i2, n2 = LSTM <hidden_size = 4> (h2, u, v, , , i1, n1)
+        i_new = Squeeze (i2, axes)
+        n_new = Squeeze (n2, axes)
+        h_new2 =
+    """
+    before = model(text.replace("h_new2 =", second).replace("Identity (h_new)", "Identity (i_new)"))
+    got, _ = run_pass(LSTM, before)
+    assert _kinds(got).count("LSTM") == 2
+    assert "Loop" not in _kinds(got)
+    assert_same(before, got, feeds=[{"xs": _feeds(2, 5, 0)["xs"]}], runtimes=("onnxruntime",))

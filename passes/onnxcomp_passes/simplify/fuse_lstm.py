@@ -10,6 +10,7 @@ import numpy as np
 from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
+from onnxcomp.ir.bodies import lift_initializer
 from onnxcomp.ir.ops import (
     attribute,
     constant,
@@ -23,7 +24,7 @@ from onnxcomp.ir.ops import (
 from onnxcomp.passbase import Pass
 from onnxcomp_passes.simplify.control.carriers import Carriers
 from onnxcomp_passes.simplify.control.loops import Cycle, cycle_of
-from onnxcomp_passes.simplify.control.lstm import Cell, cell_of
+from onnxcomp_passes.simplify.control.lstm import Cell, cells_of
 from onnxcomp_passes.simplify.scopes import scope_versions
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ class FuseLstm(Pass):
     """Replace a Loop over time whose body is made of LSTM cells by LSTM operators.
 
     The loop has to go through a whole sequence, from states of zeros, and do nothing else: exporters
-    write so what was a loop in Python over cells of one's own. Each cell becomes one operator over the
-    whole sequence, whose sums are added in another order.
+    write so what was a loop in Python over cells. A cell is written out in its gates, or is an operator
+    for one step; each becomes one operator over the whole sequence, whose sums may be added in another
+    order. What the loop collects of hidden states is what the operator gives for each step.
 
         h, c = Loop (length of x, , zeros, zeros)
           <body (t, _, h, c) = cell (x[t], h, c)>        ->        _, h, c = LSTM (x, W, R, B)
@@ -76,8 +78,7 @@ class FuseLstm(Pass):
             cycle = cycle_of(node, version)
             if cycle is None:
                 continue
-            cells = [cell_of(inner, cycle) for inner in cycle.body if is_op(inner, "Split")]
-            known = [cell for cell in cells if cell is not None]
+            known = cells_of(cycle)
             if not known:
                 continue
             found = _match(cycle, known, ctx.facts.get(Shapes()))
@@ -142,15 +143,26 @@ def _ordered(cycle: Cycle, cells: list[Cell]) -> tuple[ir.Value, tuple[Cell, ...
     gather = item.producer()
     made = {node for cell in chain for node in cell.nodes} | {gather}
     rest = [node for node in cycle.body if node not in made and not is_op(node, "Constant")]
-    rest = [node for node in rest if node is not cycle.body.outputs[0].producer()]
+    copies = {inside.producer() for inside, _ in cycle.collected() if _copied(inside) in outputs}
+    copies.add(cycle.body.outputs[0].producer())
+    rest = [node for node in rest if node not in copies]
     if rest or len(states) != 2 * len(chain) or len(states) != cycle.states:
         return None
-    if len(item.uses()) != 1 or any(inside not in outputs for inside, _ in cycle.collected()):
+    if len(item.uses()) != 1 or any(
+        _copied(inside) not in outputs for inside, _ in cycle.collected()
+    ):
         return None
     reads = [cycle.before(state) for state in states]
     if any(len(value.uses()) != 1 for value in reads):
         return None
     return item, tuple(chain)
+
+
+def _copied(value: ir.Value) -> ir.Value:
+    """What an Identity makes a second value of: a body must not give one value twice."""
+    maker = producer_of(value, "Identity")
+    source = None if maker is None else maker.inputs[0]
+    return value if source is None else source
 
 
 def _is_length(count: ir.Value | None, sequence: ir.Value, axis: int) -> bool:
@@ -184,18 +196,18 @@ def _replace(found: _Found, edit: Edit, version: int) -> None:
     if found.axis == 1:
         turned = edit.insert("Transpose", [source], before=node, attributes={"perm": [1, 0, 2]})
         source = turned.outputs[0]
-    collected = dict(cycle.collected())
+    collected = [(_copied(inside), outside) for inside, outside in cycle.collected()]
     for number, cell in enumerate(found.cells):
         inside = cycle.after(cell.hidden)
         lstm = _insert(cell, source, node, edit)
-        wanted = number + 1 < len(found.cells) or inside in collected
+        wanted = number + 1 < len(found.cells) or any(each is inside for each, _ in collected)
         if wanted:
             source = _squeezed(lstm.outputs[0], 1, node, edit, version)
         for place, state in ((1, cell.hidden), (2, cell.memory)):
             final = cycle.final(state)
             if is_read(final):
                 edit.replace(final, _squeezed(lstm.outputs[place], 0, node, edit, version))
-        for each, outside in cycle.collected():
+        for each, outside in collected:
             if each is inside:
                 edit.replace(outside, source)
     edit.remove(node)
@@ -206,6 +218,18 @@ def _insert(cell: Cell, source: ir.Value, before: ir.Node, edit: Edit) -> ir.Nod
     graph = before.graph
     if graph is None:
         raise ValueError(f"not in a graph: {before.op_type} {before.name}")
+    attributes = {"hidden_size": cell.size}
+    outputs = ["lstm_Y", "lstm_Y_h", "lstm_Y_c"]
+    if cell.operator is not None:
+        same = [
+            lift_initializer(edit, value, graph)
+            if value is not None and value.graph is cell.operator.graph
+            else value
+            for value in cell.operator.inputs[1:4]
+        ]
+        return edit.insert(
+            "LSTM", [source, *same], before=before, outputs=outputs, attributes=attributes
+        )
     weights = [_ordered_gates(value, cell.size)[None] for value in cell.weights]
     rows = 4 * cell.size
     biases = [
@@ -221,8 +245,8 @@ def _insert(cell: Cell, source: ir.Value, before: ir.Node, edit: Edit) -> ir.Nod
         "LSTM",
         [source, *operands],
         before=before,
-        outputs=["lstm_Y", "lstm_Y_h", "lstm_Y_c"],
-        attributes={"hidden_size": cell.size},
+        outputs=outputs,
+        attributes=attributes,
     )
 
 

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import attribute, constant, input_at, integers, producer_of, single_use
+from onnxcomp.ir.bodies import can_lift
+from onnxcomp.ir.ops import (
+    attribute,
+    constant,
+    input_at,
+    integers,
+    is_op,
+    is_read,
+    producer_of,
+    single_use,
+)
 
 if TYPE_CHECKING:
     from onnxcomp_passes.simplify.control.loops import Cycle
@@ -25,6 +35,7 @@ class Cell:
         hidden: Number of the carried hidden state, the cell's output.
         memory: Number of the carried cell state.
         nodes: What the cell is made of.
+        operator: The LSTM operator that the cell is, for one step; its weights are in their place then.
     """
 
     source: ir.Value
@@ -33,12 +44,109 @@ class Cell:
     hidden: int
     memory: int
     nodes: tuple[ir.Node, ...]
+    operator: ir.Node | None = None
 
     @property
     def size(self) -> int:
         """The number of hidden units."""
         tensor = constant(self.weights[1])
-        return 0 if tensor is None else int(tensor.shape.numpy()[1])
+        return 0 if tensor is None else int(tensor.shape.numpy()[-1])
+
+
+def cells_of(cycle: Cycle) -> list[Cell]:
+    """Returns the cells in the body of a loop."""
+    found = []
+    for node in cycle.body:
+        cell = None
+        if is_op(node, "Split"):
+            cell = cell_of(node, cycle)
+        elif is_op(node, "LSTM"):
+            cell = _operator_cell(node, cycle)
+        if cell is not None:
+            found.append(cell)
+    return found
+
+
+def _operator_cell(node: ir.Node, cycle: Cycle) -> Cell | None:
+    """The cell that an LSTM operator for one step is, between nodes that give and take its first axis."""
+    plain = {"hidden_size"} | (
+        {"direction"} if attribute(node, "direction") == "forward" else set()
+    )
+    if set(node.attributes) - plain or len(node.inputs) != 7 or node.inputs[4] is not None:
+        return None
+    if is_read(node.outputs[0]) or not all(_can_leave(value, node) for value in node.inputs[1:4]):
+        return None
+    entering = [_given(node.inputs[index], node) for index in (5, 6)]
+    leaving = [_taken(value) for value in node.outputs[1:3]]
+    source = _source(node)
+    nodes = [each for each in (*entering, *leaving) if each is not None]
+    if source is None or len(nodes) != 4:
+        return None
+    befores = {cycle.before(state): state for state in range(cycle.states)}
+    hidden, memory = (
+        None if value is None else befores.get(value)
+        for value in (each.inputs[0] for each in nodes[:2])
+    )
+    if hidden is None or memory is None:
+        return None
+    if [each.outputs[0] for each in nodes[2:]] != [cycle.after(hidden), cycle.after(memory)]:
+        return None
+    weights, biases = (node.inputs[1], node.inputs[2]), (node.inputs[3], None)
+    if weights[0] is None or weights[1] is None:
+        return None
+    made = (node, *nodes, *source.nodes)
+    return Cell(source.value, (weights[0], weights[1]), biases, hidden, memory, made, operator=node)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What goes into an operator for one step, and the nodes between."""
+
+    value: ir.Value
+    nodes: tuple[ir.Node, ...]
+
+
+def _given(value: ir.Value | None, node: ir.Node) -> ir.Node | None:
+    """The Unsqueeze that puts the axis of steps in front of an operand, for one operator alone."""
+    maker = producer_of(value, "Unsqueeze")
+    if maker is None or not _is_first_axis(maker) or single_use(maker.outputs[0]) is not node:
+        return None
+    return maker
+
+
+def _taken(value: ir.Value) -> ir.Node | None:
+    """The Squeeze that takes it away; the next operator may read the value as it is."""
+    readers = [
+        usage for usage in value.uses() if not (is_op(usage.node, "LSTM") and usage.idx == 0)
+    ]
+    if len(readers) != 1 or not is_op(readers[0].node, "Squeeze"):
+        return None
+    return readers[0].node if _is_first_axis(readers[0].node) else None
+
+
+def _source(node: ir.Node) -> _Source | None:
+    operand = node.inputs[0]
+    maker = producer_of(operand, "LSTM")
+    if maker is not None and operand is maker.outputs[1] and maker.graph is node.graph:
+        squeeze = _taken(operand)
+        return None if squeeze is None else _Source(squeeze.outputs[0], ())
+    unsqueeze = _given(operand, node)
+    source = None if unsqueeze is None else unsqueeze.inputs[0]
+    if unsqueeze is None or source is None:
+        return None
+    return _Source(source, (unsqueeze,))
+
+
+def _can_leave(value: ir.Value | None, node: ir.Node) -> bool:
+    """Whether a weight is constant, and there in front of the loop or can be."""
+    if value is None:
+        return True
+    return constant(value) is not None and (value.graph is not node.graph or can_lift(value))
+
+
+def _is_first_axis(node: ir.Node) -> bool:
+    axes = attribute(node, "axes")
+    return list(axes or integers(input_at(node, 1)) or ()) == [0]
 
 
 def cell_of(split: ir.Node, cycle: Cycle) -> Cell | None:
