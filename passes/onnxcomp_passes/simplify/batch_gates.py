@@ -71,6 +71,11 @@ class Chain:
 
 def chain_from(node: ir.Node, shapes: ShapeMap) -> Chain | None:
     """Returns the chain that begins with a Conv of single pixels, None when there is none."""
+    shape = shapes.shape(node.inputs[0])
+    if shape is None or shape[0] is None or any(dim != 1 for dim in shape[2:]):
+        return None  # asked first: the way along a deep network is long, and each Conv begins one
+    if shapes.dtype(node.inputs[0]) != ir.DataType.FLOAT:
+        return None
     nodes: list[ir.Node] = []
     keys: list[Hashable] = []
     following: ir.Node | None = node
@@ -83,11 +88,6 @@ def chain_from(node: ir.Node, shapes: ShapeMap) -> Chain | None:
             break
         following = reader
     if len(nodes) < SHORTEST or nodes[-1].outputs[0].is_graph_output():
-        return None
-    shape = shapes.shape(node.inputs[0])
-    if shape is None or shape[0] is None or any(dim != 1 for dim in shape[2:]):
-        return None
-    if shapes.dtype(node.inputs[0]) != ir.DataType.FLOAT:
         return None
     return Chain(tuple(nodes), (shape, *keys))
 
