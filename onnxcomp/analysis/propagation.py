@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from onnxcomp.ir.fragile import may_kill_inference
+from onnxcomp.ir.fragile import make_inferable
 from onnxcomp.ir.scopes import proto_graphs
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def infer_shapes(proto: onnx.ModelProto, *, strict: bool = False) -> onnx.ModelP
     Raises:
         InferenceError: If something is wrong and `strict` is set.
     """
-    if may_kill_inference(proto):
+    if not make_inferable(proto):
         return proto
     plain = onnx.shape_inference.infer_shapes(proto, strict_mode=strict)
     if not _are_concats_short(proto) or any(length > _MAX_PROPAGATED for length in _lengths(plain)):

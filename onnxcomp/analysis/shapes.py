@@ -12,7 +12,7 @@ from onnxcomp.analysis.symbolic.dims import text_of
 from onnxcomp.analysis.symbolic.types import typed_like
 from onnxcomp.analysis.symbolic.values import PartialValues
 from onnxcomp.ir.backend import ir
-from onnxcomp.ir.fragile import may_kill_inference
+from onnxcomp.ir.fragile import make_inferable
 from onnxcomp.ir.model import shape_of
 from onnxcomp.ir.ops import constant
 from onnxcomp.ir.scopes import ir_graphs, proto_graphs
@@ -101,7 +101,13 @@ class ShapeMap:
 
     def static(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """Returns the shape when every dimension is a known number."""
-        shape = self.shape(value)
+        if value is None:
+            return None
+        if (tensor := constant(value)) is not None:
+            return tuple(tensor.shape.numpy())
+        shape: Sizes | Shape | None = self._found.get(value, (None, None))[1]
+        if shape is None or not all(isinstance(dim, int) for dim in shape):
+            shape = self._partial.sizes(value)
         if shape is None:
             return None
         numbers = tuple(dim for dim in shape if isinstance(dim, int))
@@ -109,7 +115,12 @@ class ShapeMap:
 
     def rank(self, value: ir.Value | None) -> int | None:
         """Returns the number of dimensions."""
-        shape = self.shape(value)
+        if value is None:
+            return None
+        if (tensor := constant(value)) is not None:
+            return len(tensor.shape)
+        shape: Sizes | Shape | None = self._found.get(value, (None, None))[1]
+        shape = self._partial.sizes(value) if shape is None else shape
         return None if shape is None else len(shape)
 
     def size(self, value: ir.Value | None) -> int | None:
@@ -145,8 +156,8 @@ class Shapes:
         result = ShapeMap()
         try:
             # Contents of shape vectors are followed afterwards, in less time and bounded memory.
-            dies = may_kill_inference(proto)
-            inferred = proto if dies else onnx.shape_inference.infer_shapes(proto)
+            survives = make_inferable(proto)
+            inferred = onnx.shape_inference.infer_shapes(proto) if survives else proto
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
             inferred = proto
         for graph, graph_proto in zip(ir_graphs(model.core), proto_graphs(inferred), strict=True):

@@ -13,7 +13,7 @@ from onnx import TensorProto, shape_inference
 
 from onnxcomp.diagnostics import Diagnostic, Severity
 from onnxcomp.errors import ModelError, quoted
-from onnxcomp.ir.fragile import may_kill_inference
+from onnxcomp.ir.fragile import make_inferable
 from onnxcomp.ir.operators import ALWAYS_IMPORTED
 from onnxcomp.ir.tensors import BITS, byte_count
 from onnxcomp.ir.walk import scopes, tensors
@@ -99,9 +99,9 @@ def check_types(model: ModelProto) -> tuple[Diagnostic, ...]:
     for scope in scopes(model):
         if scope.graph is not None and scope.graph.sparse_initializer:
             return ()
-    if may_kill_inference(model):
-        return ()
     stripped = without_weights(model)
+    if not make_inferable(stripped):
+        return ()
     for domain in ALWAYS_IMPORTED - {entry.domain for entry in stripped.opset_import}:
         stripped.opset_import.add(domain=domain, version=1)
     declared = _contradiction(stripped)

@@ -142,3 +142,18 @@ def test_before_opset_11_a_loop_carries_something() -> None:
     )
     got = onnxcomp.optimize(proto).model.to_proto()
     onnx.checker.check_model(got, full_check=True)
+
+
+def test_a_default_that_inference_mistakes() -> None:
+    """onnx 1.23 infers the shape of an STFT as if `onesided` were 0 where it is left out."""
+    proto = model(
+        "g (float[1, 8, 1] x) => (int64[4] y, float[1, 3, 2, 2] a, float[1, 3, 1, 2] b) "
+        "<int64 s = {2}, int64 l = {4}, float[4] w = {1, 1, 1, 1}, int64[2] p = {2, 1}> "
+        "{ t = STFT (x, s, w, l) y = Shape (t) a, b = Split <axis = 2> (t, p) }"
+    )
+    before = proto.SerializeToString()
+    got = onnxcomp.optimize(proto).model.to_proto()
+    assert proto.SerializeToString() == before
+    assert [node.op_type for node in got.graph.node] == ["STFT", "Split"]
+    assert len(got.graph.node[0].attribute) == 0
+    assert_same(proto, got, runtimes=["onnxruntime"])
