@@ -60,7 +60,7 @@ class FoldConstants(Pass):
 
     node_bytes: Annotated[int, Field(ge=0)] = 64 * 1024
     """Size in bytes that one result may have even if nothing goes in exchange."""
-    growth: Annotated[int, Field(ge=0)] = 64 * 1024
+    growth: Annotated[int, Field(ge=0)] = 256 * 1024
     """Bytes by which the whole model may grow."""
     flops: Annotated[float, Field(ge=0)] = 1e9
     """Arithmetic operations that may be spent."""
