@@ -7,9 +7,12 @@ import re
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onnxcomp_passes.simplify.fuse_lstm import FuseLstm
 from tests.helpers.check import (
+    assert_holds,
     assert_refuses,
     assert_rolls_back,
     assert_same,
@@ -255,3 +258,18 @@ def test_operators_that_hand_their_output_on_as_it_is() -> None:
     assert _kinds(got).count("LSTM") == 2
     assert "Loop" not in _kinds(got)
     assert_same(before, got, feeds=[{"xs": _feeds(2, 5, 0)["xs"]}], runtimes=("onnxruntime",))
+
+
+@given(st.lists(st.booleans(), min_size=12, max_size=12), st.integers(1, 3), st.integers(0, 1))
+@settings(max_examples=15, deadline=None)
+def test_operands_in_any_order(turned: list[bool], cells: int, axis: int) -> None:
+    """Sums and products of a cell may be written either way round."""
+    turns = iter(turned * cells)
+
+    def turn(found: re.Match[str]) -> str:
+        kind, first, second = found.groups()
+        return f"{kind} ({second}, {first})" if next(turns) else found.group()
+
+    before = model(re.sub(r"(Add|Mul) \((\w+), (\w+)\)", turn, _graph(cells=cells, axis=axis)))
+    got = assert_holds(LSTM, before, feeds=[_feeds(2, 4, axis)], runtimes=("onnxruntime",))
+    assert _kinds(got).count("LSTM") == cells

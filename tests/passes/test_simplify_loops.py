@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from onnxcomp.pipeline import Pipeline
+from onnxcomp_passes.simplify.hoist_invariants import HoistInvariants
 from onnxcomp_passes.simplify.simplify_loops import SimplifyLoops
 from tests.helpers.check import assert_rewrites, assert_unchanged
-from tests.helpers.numbers import RUNTIMES, Feeds
+from tests.helpers.nested import draw, feeds
+from tests.helpers.numbers import RUNTIMES, Feeds, assert_same_numbers
 
 LOOPS = SimplifyLoops()
 
@@ -374,3 +379,13 @@ def test_a_list_that_is_stacked_behind_the_loop_is_collected(appended: str, item
 )
 def test_keeps_a_list_of_which_more_is_asked(graph: str) -> None:
     assert_unchanged(LOOPS, graph)
+
+
+@given(st.integers(0, 1 << 32))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_random_loops_give_the_same(seed: int) -> None:
+    proto = draw(seed)
+    for rewrite in (LOOPS, HoistInvariants()):
+        got = Pipeline((rewrite,)).run(proto).model.to_proto()
+        for feed in feeds():
+            assert_same_numbers(proto, got, feed, runtimes=("onnxruntime",))
