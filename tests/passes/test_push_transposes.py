@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -197,18 +196,6 @@ def test_readers_of_both_orders_share_one_transpose() -> None:
             f"a = Relu (x) y = Neg (a) b = {TURN} (a) z = Identity (b)",
             out="float[N, 2, 6, 8] y, float[N, 6, 8, 2] z",
         ),
-    )
-
-
-def test_a_transpose_of_a_matrix_goes_into_the_gemm() -> None:
-    text = """<ir_version: 8, opset_import: ["" : 18]>
-        g (float[K, 4] x) => (float[4, 5] y) <float[5, 7] w> {{ {body} }}"""
-    feeds = [{"x": np.arange(28, dtype=np.float32).reshape(7, 4)}]
-    assert_rewrites(
-        PushTransposes(),
-        before=text.format(body="t = Transpose (x) y = Gemm <transB = 1> (t, w)"),
-        after=text.format(body="y = Gemm <transA = 1, transB = 1> (x, w)"),
-        feeds=feeds,
     )
 
 

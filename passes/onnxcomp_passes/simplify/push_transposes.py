@@ -7,16 +7,10 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from onnxcomp.ir.ops import (
-    attribute,
-    constant,
-    has_reference_attribute,
-    is_op,
-    producer_of,
-    single_use,
-)
+from onnxcomp.analysis.shapes import Shapes
+from onnxcomp.ir.ops import constant, is_op
 from onnxcomp.passbase import Pass
-from onnxcomp_passes.simplify.support.base import OLDEST_OPSET, OpsetFloor, rewire, shapes_of
+from onnxcomp_passes.simplify.support.base import OLDEST_OPSET, OpsetFloor, shapes_of
 from onnxcomp_passes.simplify.transposing.orders import identity, inverse
 
 if TYPE_CHECKING:
@@ -46,8 +40,7 @@ class PushTransposes(Pass):
     apart. It is made only if fewer elements are turned by no more nodes, or as many where arithmetic
     or an activation then stands next to the convolution that it can become a part of.
 
-    A Transpose of a matrix goes into the Gemm that reads it; one before a Flatten and a matrix
-    product goes into the rows of the constant.
+    A Transpose before a Flatten and a matrix product goes into the rows of the constant.
 
         x -> Conv -> Transpose -> Relu -> Transpose -> Conv -> y
         x -> Conv -> Relu -> Conv -> y
@@ -55,6 +48,8 @@ class PushTransposes(Pass):
 
     name = "push-transposes"
     lossless = True
+    # Nothing that stays takes another shape, and shapes of what is new are noted.
+    preserves = frozenset({Shapes, OpsetFloor})
 
     @override
     def run(self, ctx: Context) -> None:
@@ -67,25 +62,9 @@ class PushTransposes(Pass):
             return
         shapes = shapes_of(ctx.facts)
         for graph in graphs:
-            _into_products(graph, ctx)
             for _ in range(_MOST_ROUNDS):
                 if not _improve(graph, shapes, ctx):
                     break
-
-
-def _into_products(graph: ir.Graph, ctx: Context) -> None:
-    """Lets a Gemm read the matrix that a Transpose turns."""
-    for node in [node for node in graph if is_op(node, "Gemm")]:
-        for index, name in ((0, "transA"), (1, "transB")):
-            turn = producer_of(node.inputs[index], "Transpose")
-            if turn is None or has_reference_attribute(node) or single_use(turn.outputs[0]) is None:
-                continue
-            if attribute(turn, "perm", (1, 0)) not in ((1, 0), [1, 0]):
-                continue
-            flipped = 1 - bool(attribute(node, name, 0))
-            ctx.edit.set_attribute(node, name, flipped or None)
-            rewire(ctx.edit, node, index, turn.inputs[0])
-            ctx.edit.count("transposes made part of a product")
 
 
 def _improve(graph: ir.Graph, shapes: ShapeMap, ctx: Context) -> bool:
