@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from onnxcomp.errors import UserError
 from onnxcomp.optimization import optimize, pin_shapes
+from onnxcomp.pipeline import Pipeline
 from onnxcomp_passes.convert.pin_shapes import PinShapes
 from tests.helpers.check import assert_rewrites, assert_unchanged, run_pass
 from tests.helpers.numbers import assert_same_numbers
 from tests.helpers.text import model
+from tests.passes import test_fuse_lstm as lstm
 
 TWO = """
     g (float[N, 3, H] x, float[N, K] y) => (float[N, M] z, float[?] w) <int64[2] t = {0, -1}> {
@@ -137,7 +139,10 @@ def test_what_is_left_open_changes_nothing(options: dict[str, Any]) -> None:
         ({"shapes": ["xx:1,3,2"]}, ['did you mean "x"?']),
         ({"shapes": ["x:1,3"]}, ["has 3 dimensions, not 2", "N,3,H"]),
         ({"shapes": ["x:1,4,5"]}, ["dimension 1", "fixed at 3 and cannot be 4"]),
-        ({"shapes": ["x:1,3,5", "y:2,2"]}, ['"N" cannot be both 1 (x) and 2 (y)', '"x", "y" share']),
+        (
+            {"shapes": ["x:1,3,5", "y:2,2"]},
+            ['"N" cannot be both 1 (x) and 2 (y)', '"x", "y" share'],
+        ),
         ({"shapes": ["x:1,3,5"], "batch": 2}, ["cannot be both 1"]),
         ({"shapes": ["x:1,3,K"]}, ["dimension 2", "is H, not K"]),
         ({"shapes": ["x:1,3,0"]}, ['"0"', "is no size"]),
@@ -210,3 +215,19 @@ def test_the_report_names_the_step_and_the_shapes_can_be_given_as_texts() -> Non
     assert result.outcomes[0].stats["shapes fixed"] >= 2
     alone = pin_shapes(model(CHAIN), batch=2)
     assert [spec.shape for spec in alone.model.signature().inputs] == [(2, "S", 6), (2, "S")]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_loop_over_a_fixed_number_of_steps_is_still_one_over_the_sequence(axis: int) -> None:
+    source = model(lstm._graph(axis=axis))
+    steps = Pipeline.parse('pin-shapes{shapes=["T=5"]},fold-constants,fuse-lstm')
+    got = steps.run(source).model.to_proto()
+    assert "LSTM" in {node.op_type for node in got.graph.node}
+    assert "Loop" not in {node.op_type for node in got.graph.node}
+    shape = (2, 5, 3) if axis == 1 else (5, 2, 3)
+    feeds: dict[str, Any] = {
+        "xs": np.random.default_rng(0).normal(size=shape).astype(np.float32),
+        "first": np.zeros((2, 4), np.float32),
+        "n": np.array(5),
+    }
+    assert_same_numbers(source, got, feeds, runtimes=("onnxruntime",), rtol=1e-5, atol=1e-5)

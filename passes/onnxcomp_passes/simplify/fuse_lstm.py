@@ -106,7 +106,7 @@ def _match(cycle: Cycle, cells: list[Cell], shapes: ShapeMap) -> _Found | str:
         or axis not in {0, 1}
     ):
         return "the sequence is not known to have the dimensions of one"
-    if not _is_length(cycle.node.inputs[0], sequence, axis):
+    if not _is_length(cycle.node.inputs[0], sequence, axis, shapes):
         return "the number of turns is not the length of the sequence"
     sizes = shapes.shape(sequence) or ()
     length = sizes[axis]
@@ -165,8 +165,11 @@ def _copied(value: ir.Value) -> ir.Value:
     return value if source is None else source
 
 
-def _is_length(count: ir.Value | None, sequence: ir.Value, axis: int) -> bool:
+def _is_length(count: ir.Value | None, sequence: ir.Value, axis: int, shapes: ShapeMap) -> bool:
     """Whether a value is the size of one dimension of another one."""
+    known, sizes = shapes.vector(count), shapes.sizes(sequence)
+    if known is not None and sizes is not None and known.items == (sizes[axis],):
+        return known.items != (None,)
     gather = producer_of(count, "Gather", "Squeeze")
     if gather is None:
         return False
