@@ -39,7 +39,10 @@ class FoldConstants(Pass):
 
     Everything that can be computed is computed by onnxruntime's own kernels, many nodes in one
     session. Shape arithmetic on partly known dimensions is followed element by element, so that
-    `Shape -> Gather -> Concat -> Reshape` becomes a Reshape to a constant where that is possible.
+    `Shape -> Gather -> Concat -> Reshape` becomes a Reshape to a constant, a Flatten, a Squeeze or an
+    Unsqueeze where that is possible. Sizes of the inputs may be 0 or 1 or equal by chance, and inputs
+    that share a symbol may still differ. One thing is lost, as with onnxruntime's own fusion: where the
+    constant has a size to copy (0) and another to infer (-1), a batch of 0 is refused.
     Left alone are random operators, weights that a caller may override, quantized weights, results
     that would make the model grow, and integer arithmetic that is not defined.
 
