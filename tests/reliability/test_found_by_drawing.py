@@ -157,3 +157,17 @@ def test_a_default_that_inference_mistakes() -> None:
     assert [node.op_type for node in got.graph.node] == ["STFT", "Split"]
     assert len(got.graph.node[0].attribute) == 0
     assert_same(proto, got, runtimes=["onnxruntime"])
+
+
+def test_a_small_constant_that_is_two_outputs_settles_in_one_run() -> None:
+    proto = model(
+        "g (float[2] x) => (float[2] y, int64[1] a, int64[1] b, float[64] c, float[64] d) "
+        "<int64[1] i = {3}, int64[1] j = {3}, float[64] w> "
+        "{ y = Neg (x) a = Identity (i) b = Identity (j) c = Identity (w) d = Identity (w) }"
+    )
+    once = onnxcomp.optimize(proto)
+    got = once.model.to_proto()
+    assert not onnxcomp.optimize(got).changed
+    assert [node.op_type for node in got.graph.node] == ["Neg", "Identity", "Identity"]
+    onnx.checker.check_model(got, full_check=True)
+    assert_same(proto, got, runtimes=["onnxruntime"])

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import constant, has_reference_attribute, is_op, standard_op
+from onnxcomp_passes.simplify.folding.limits import TINY_BYTES
 from onnxcomp_passes.simplify.scopes import scope_versions
 
 if TYPE_CHECKING:
@@ -65,14 +66,21 @@ class Placer:
                         self._lift(node, _own(tensor))
 
     def skip_identities(self) -> None:
-        """Lets everybody read a constant itself instead of an Identity of it."""
+        """Lets everybody read a constant itself instead of an Identity of it.
+
+        An output of the model gets a copy of its own where that is small.
+        """
         for node in list(self._model.nodes()):
-            if not is_op(node, "Identity") or node.outputs[0].is_graph_output():
+            if not is_op(node, "Identity"):
                 continue
-            source = node.inputs[0]
-            if source is not None and constant(source) is not None:
-                self._edit.replace(node.outputs[0], source)
+            value, tensor = node.outputs[0], constant(node.inputs[0])
+            if tensor is None or node.inputs[0] is None:
+                continue
+            if not value.is_graph_output():
+                self._edit.replace(value, node.inputs[0])
                 self.drop(node)
+            elif value.graph is self._model.graph and _is_tiny(tensor):
+                self.place(value, ir.tensor(tensor.numpy().copy()))
 
     def _holds_initializers(self, graph: ir.Graph) -> bool:
         return graph not in self._functions and self._model.ir_version >= 4
@@ -217,6 +225,10 @@ class Placer:
             and any(shapes.static(value) is None for value in node.outputs)
             for node in readers
         )
+
+
+def _is_tiny(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype != ir.DataType.STRING and tensor.nbytes <= TINY_BYTES
 
 
 def _own(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
