@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,8 @@ def heads(
 ) -> str:
     more = f", {kind}{mask} mask" if mask else ""
     return f"""<ir_version: 10, opset_import: ["" : {opset}]>
-        g ({kind}[N, 5, 8] q, {kind}[N, 5, 8] k, {kind}[N, 5, 8] v{more}) => ({kind}[N, 5, 8] y{y})
-        <{NUMBERS}> {{ {body} }}""".replace("[N,", "[2,")
+        g ({kind}[N, 5, 8] q, {kind}[N, 5, 8] k, {kind}[N, 5, 8] v) => ({kind}[N, 5, 8] y{y})
+        <{NUMBERS}{more}> {{ {body} }}""".replace("[N,", "[2,")
 
 
 def core(body: str, mask: str = "", key: str = "[2, 3, 7, 4]", opset: int = 23) -> str:
@@ -40,8 +39,8 @@ def core(body: str, mask: str = "", key: str = "[2, 3, 7, 4]", opset: int = 23) 
         "kt = Transpose <perm = [0, 1, 3, 2]> (k) " * ("kt" in body and "kt =" not in body) + body
     )
     return f"""<ir_version: 10, opset_import: ["" : {opset}]>
-        g (float[2, 3, 5, 4] q, float{key} k, float[2, 3, 7, 6] v{more}) => (float[A, B, C, D] y)
-        <{NUMBERS}> {{ {body} }}"""
+        g (float[2, 3, 5, 4] q, float{key} k, float[2, 3, 7, 6] v) => (float[A, B, C, D] y)
+        <{NUMBERS}{more}> {{ {body} }}"""
 
 
 PLAIN = "s = MatMul (q, kt) t = Mul (s, scale) p = Softmax (t) y = MatMul (p, v)"
@@ -126,6 +125,26 @@ def test_says_why_attention_stays(text: str) -> None:
         assert_refuses(ATTENTION, text, code="FAT101")
 
 
+@pytest.mark.parametrize("hidden", ["-inf", "-3.4028235e38", "nan"])
+def test_a_mask_that_hides_all_keys_keeps_the_formula(hidden: str) -> None:
+    """The runtime gives zeros then; the formula NaN, or the average of all values."""
+    row = ", ".join([hidden] * 5)
+    rest = ", ".join(["0"] * 4 + [hidden])
+    text = heads(BODY.replace(CORE, MASKED), "[5, 5]")
+    contents = ", ".join([rest] * 4)
+    full = text.replace("[5, 5] mask", f"[5, 5] mask = {{{contents}, {row}}}")
+    assert_refuses(ATTENTION, full, code="FAT101")
+    if hidden != "nan":
+        shown = text.replace("[5, 5] mask", f"[5, 5] mask = {{{contents}, {rest}}}")
+        assert operators(shown) == "Attention"
+
+
+def test_a_mask_that_is_no_constant_could_hide_all_keys() -> None:
+    text = heads(BODY.replace(CORE, MASKED), "[5, 5]").replace(", float[5, 5] mask>", ">")
+    text = text.replace("5, 8] v)", "5, 8] v, float[5, 5] mask)")
+    assert_refuses(ATTENTION, text, code="FAT101")
+
+
 def test_heads_that_are_merged_otherwise_stay_outside() -> None:
     other = BODY.replace(
         "y = Reshape (ot, merge)", "z = Reshape (ot, flat) y = Reshape (z, merge2)"
@@ -167,19 +186,16 @@ def test_random_attention_keeps_its_values(
         "k": (batch, keys, count * size),
         "v": (batch, keys, count * size),
     }
-    outer = {
-        "full": f"[{batch}, 1, {queries}, {keys}]",
-        "row": f"[{batch}, 1, 1, {keys}]",
-        "one": "[1]",
-    }
+    outer = {"full": [batch, 1, queries, keys], "row": [batch, 1, 1, keys], "one": [1]}
     body = BODY.replace(CORE, MASKED) if mask else BODY
-    text = f"""<ir_version: 10, opset_import: ["" : 23]>
-        g ({", ".join(f"float[{a}, {b}, {c}] {name}" for name, (a, b, c) in shapes.items())}{", float" + outer[mask] + " mask" if mask else ""})
-        => (float[A, B, C] y) <int64[4] split = {{0, 0, {count}, {size}}}, int64[3] merge = {{0, 0, {count * size}}}, float scale = {{{scale:f}}}>
-        {{ {body} }}"""
     rng = np.random.default_rng(seed)
     feeds = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    held = ""
     if mask:
-        shape = json.loads(outer[mask])
-        feeds["mask"] = np.where(rng.random(shape) < 0.3, np.float32(-3e38), np.float32(0))
+        values = np.where(rng.random(outer[mask]) < 0.3, -3.4028235e38, 0.0).reshape(-1)
+        held = f", float{outer[mask]} mask = {{{', '.join(map(str, values))}}}"
+    inputs = ", ".join(f"float[{a}, {b}, {c}] {name}" for name, (a, b, c) in shapes.items())
+    text = f"""<ir_version: 10, opset_import: ["" : 23]> g ({inputs}) => (float[A, B, C] y)
+        <int64[4] split = {{0, 0, {count}, {size}}}, int64[3] merge = {{0, 0, {count * size}}}, float scale = {{{scale:f}}}{held}>
+        {{ {body} }}"""
     assert_holds(ATTENTION, text, feeds=[feeds], runtimes=["onnxruntime"], **TIGHT)

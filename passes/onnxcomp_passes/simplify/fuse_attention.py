@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from typing_extensions import override
 
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import (
+    array,
     attribute,
     has_reference_attribute,
     input_at,
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from onnxcomp.ir import Edit
 
 HEADS_SECOND = (0, 2, 1, 3)
+LARGEST_MASK = 1 << 22
+# A key with less than this is as good as hidden.
+HIDDEN = -1e30
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,10 @@ def _mask_obstacle(scores: Scores, wanted: tuple[int | str | None, ...], shapes:
     outer = zip(reversed(mask[:-2]), reversed(wanted[:2]), strict=False)
     if not lengths or not all(dim == 1 or _equal(dim, goal) for dim, goal in outer):
         return "the mask is not known to have a number for each query and each key"
+    contents = array(scores.mask, limit=LARGEST_MASK)
+    # onnxruntime gives zeros where nothing is left to attend to; the formula NaN, or an average.
+    if contents is None or not bool((contents.max(axis=-1, initial=-np.inf) > HIDDEN).all()):
+        return "the mask could hide all keys from a query, for which Attention gives zeros"
     return ""
 
 
@@ -259,8 +268,9 @@ class FuseAttention(LocalPass):
     Two MatMuls with a Softmax between become Attention where the model's opset has it (23), with the
     scale, the mask and, where they are found, the splitting and merging of heads. The opset is not
     raised. Measured in onnxruntime with heads: 0.78 to 0.99 of the time, the more the shorter the
-    text; without, as fast as before. A mask must have a number for each query and key, which the
-    runtime demands, and everything must be in single precision.
+    text; without, as fast as before. Everything must be in single precision. A mask must be constant,
+    with a number for each query and key, which the runtime demands, and leave each query some key:
+    where it hides them all, Attention gives zeros, and the formula NaN or an average of all values.
 
         q, k, v -> Reshape -> Transpose -> MatMul -> Mul -> Add -> Softmax -> MatMul -> Transpose -> Reshape -> y
         q, k, v -> Attention(mask) -> y
