@@ -22,6 +22,9 @@ from onnxcomp_passes.convert.convert_opset import ConvertOpset
 from onnxcomp_passes.convert.opsets import lost_types
 from onnxcomp_passes.convert.up import OLDEST, REVIEWED, UP
 from tests.helpers.check import assert_refuses, assert_rewrites, assert_rolls_back, assert_same
+from tests.helpers.drawn import OPERATORS, VARIANTS, draw_any
+from tests.helpers.drawn.core import RUNTIME_ERRORS, RefusedError
+from tests.helpers.judge import BAD, OUTCOMES, judge, references
 from tests.helpers.numbers import RUNTIMES, assert_same_numbers, run
 from tests.helpers.strategies import graphs
 from tests.helpers.text import difference, model
@@ -498,6 +501,23 @@ def test_whatever_is_converted_computes_the_same_there_and_back(drawn: str, vers
     if not varies(Model.load(source)):
         assert_same(source, there, runtimes=("onnxruntime",), rtol=0, atol=0)
         assert_same(source, back, runtimes=("onnxruntime",), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 17, 20])
+@pytest.mark.parametrize("version", [13, 21])
+def test_whatever_operators_are_drawn_compute_the_same(opset: int, version: int) -> None:
+    outcomes: Counter[str] = Counter()
+    for seed in range(25):
+        try:
+            drawn = draw_any(seed, 4, OPERATORS[(7 * seed + opset) % len(OPERATORS)], opset)
+            known = references(drawn.proto, {kind: drawn.feeds(kind) for kind in VARIANTS})
+        except (RefusedError, *RUNTIME_ERRORS):
+            continue
+        verdict = judge(drawn.proto, f"convert-opset{{version={version}}}", known)
+        assert verdict.outcome in {"refused", *OUTCOMES} - (BAD - {"refused"}), (seed, verdict)
+        outcomes[verdict.outcome] += 1
+    assert outcomes["exact"] + outcomes["unchanged"] >= 8, outcomes
 
 
 @pytest.mark.slow
