@@ -76,7 +76,7 @@ def _of_root(
 ) -> Core | None:
     total = split_number(inner(root.inputs[0], "Add"), "Add")
     mean = None if total is None else reduction(total[0], "ReduceMean", shapes)
-    if total is None or mean is None or total[1] < 0:
+    if total is None or mean is None or total[1] <= 0:
         return None
     square = inner(mean.source, "Pow", "Mul")
     if square is None or not _is_square(square, value):
