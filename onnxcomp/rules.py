@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 from typing_extensions import override
 
 from onnxcomp.diagnostics import Location
-from onnxcomp.ir.ops import standard_op, use_count
+from onnxcomp.ir.ops import RELEASED, standard_op, use_count
 from onnxcomp.passbase import Pass
 
 if TYPE_CHECKING:
@@ -104,14 +104,14 @@ class RulePass(Pass):
             node = queue.popleft()
             queued.discard(node)
             candidates = by_operator.get(standard_op(node) or f"{node.domain}.{node.op_type}", [])
-            if node.graph is None or not candidates or budget <= 0:
+            if not candidates or budget <= 0 or _is_gone(node):
                 continue
             ctx.edit.touched.clear()
             if self._try(node, candidates, ctx, near):
                 budget -= 1
                 _requeue(_around(ctx.edit.touched, hubs), queue, queued)
         for node, miss in near.items():
-            if node.graph is not None and self.near_miss_code:
+            if self.near_miss_code and not _is_gone(node):
                 ctx.near(self.near_miss_code, node, miss.why, miss.hint)
 
     @staticmethod
@@ -129,6 +129,11 @@ class RulePass(Pass):
             if match.near:
                 near.setdefault(node, match)
         return False
+
+
+def _is_gone(node: ir.Node) -> bool:
+    """Whether a node was removed, or the body that it is in."""
+    return node.graph is None or RELEASED in node.graph.meta
 
 
 def read_beside(value: ir.Value, node: ir.Node) -> str:

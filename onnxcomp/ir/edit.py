@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcomp.ir.backend import ir
-from onnxcomp.ir.ops import is_read, subgraphs
+from onnxcomp.ir.ops import RELEASED, is_read, subgraphs
 from onnxcomp.ir.storage import named
 
 if TYPE_CHECKING:
@@ -462,6 +462,8 @@ class Edit:
 
     def _release(self, graph: ir.Graph) -> None:
         """Makes the nodes of a body that goes away stop reading values of outer scopes."""
+        graph.meta[RELEASED] = True
+        self._journal.append(lambda: graph.meta.pop(RELEASED, None))
         for node in graph:
             for inner in subgraphs(node):
                 self._release(inner)

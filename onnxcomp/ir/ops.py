@@ -23,6 +23,8 @@ STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
 OVERRIDABLE = "onnxcomp.overridable"  # an initializer that the caller may replace at run time
 PROTECTED = "onnxcomp.protected"  # an initializer that something outside the graph refers to
 
+RELEASED = "onnxcomp.released"  # in `Graph.meta`: a body that went with the node that carried it
+
 # Operators whose result differs from run to run, or that act beyond their outputs.
 NONDETERMINISTIC = frozenset(
     {

@@ -171,3 +171,16 @@ def test_a_small_constant_that_is_two_outputs_settles_in_one_run() -> None:
     assert [node.op_type for node in got.graph.node] == ["Neg", "Identity", "Identity"]
     onnx.checker.check_model(got, full_check=True)
     assert_same(proto, got, runtimes=["onnxruntime"])
+
+
+def test_nodes_of_a_body_that_goes_are_left_alone() -> None:
+    """What reads the Loop goes, and with it the Loop; its nodes wait in the queue all the same."""
+    proto = model(
+        "g (float[2] x, float[2, 3] m) => (float[2] y) <int64 n = {2}> { y = Neg (x) "
+        "l = Loop (n, , x) <body = b (int64 i, bool c, float[2] s) => (bool d, float[2] t) "
+        "{ a = Transpose <perm = [1, 0]> (m) r = Transpose <perm = [1, 0]> (a) d = Identity (c) "
+        "t = Neg (s) }> u = Transpose <perm = [0]> (l) }"
+    )
+    got = Pipeline.parse("eliminate-identity").run(proto).model.to_proto()
+    onnx.checker.check_model(got, full_check=True)
+    assert [node.op_type for node in got.graph.node] == ["Neg"]
