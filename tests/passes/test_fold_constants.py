@@ -766,6 +766,21 @@ def test_nothing_is_inferred_beside_a_dimension_of_0() -> None:
         assert_same_numbers(model(text), got, feeds, runtimes=("onnxruntime",))
 
 
+def test_a_size_beside_one_that_is_copied_is_inferred_only_where_it_is_what_is_left() -> None:
+    text = """
+        g (float[N, K] x, float[P] p) => (float[?, ?] y) <int64[1] zero = {0}> {
+          s = Shape (p)
+          t = Concat <axis = 0> (s, zero)
+          a = Neg (x)
+          y = Reshape (a, t)
+        }
+    """
+    assert operators(folded(text)) == ["Shape", "Concat", "Neg", "Reshape"]
+    for rows, columns in [(4, 0), (2, 3)]:
+        feeds = {"x": np.ones((2, columns), np.float32), "p": np.ones(rows, np.float32)}
+        assert_same_numbers(model(text), folded(text), feeds, runtimes=("onnxruntime",))
+
+
 def test_sizes_that_are_equal_are_computed_once() -> None:
     text = """
         g (float[N, M] x, float[K] z) => (float[?] y) <int64 zero = {0}, int64 one = {1}, int64 two = {2}> {

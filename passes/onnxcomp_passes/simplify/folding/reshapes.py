@@ -100,11 +100,11 @@ def _ones_between(short: Sizes, long: Sizes) -> list[int] | None:
 def constant_target(items: tuple[Item, ...], sizes: tuple[Item, ...] | None) -> list[int] | None:
     """Returns a target of plain numbers that means the same, None when there is none.
 
-    Open elements that are the size that the operand has in the same place are copied (0). One of
-    those left, if it is the only one, is inferred (-1), which is right whenever the model was: the
-    number of elements leaves no other choice, as long as no known element is 0. A size in the
-    result that turns out to be 0 beside one that is inferred is an error, as it is with the fusion
-    that onnxruntime does; a single open element is inferred alone, which holds for 0 too.
+    A single open element is inferred (-1), which is right whenever the model was: the number of
+    elements leaves no other choice, as long as no known element is 0. Of several, those that are
+    the size that the operand has in the same place are copied (0), and one more is inferred if it is
+    proven to be what is left. A copied size that turns out to be 0 beside one that is inferred is an
+    error, as it is with the fusion that onnxruntime does.
 
     Args:
         items: The elements of the target, open ones among them.
@@ -125,8 +125,18 @@ def constant_target(items: tuple[Item, ...], sizes: tuple[Item, ...] | None) -> 
     rest = [place for place, item in enumerate(result) if item is None]
     if len(rest) > (0 if -1 in result else 1):
         return None
-    if rest and any(sizes is not None and sizes[place] == 0 for place in zeros):
-        return None  # nothing can be inferred beside a dimension of 0
+    if rest and (sizes is None or not _is_left_over(items, sizes, rest[0])):
+        return None
     for place in rest:
         result[place] = -1
     return [item for item in result if item is not None]
+
+
+def _is_left_over(items: Sizes, sizes: Sizes, place: int) -> bool:
+    """Whether an element is proven to be what the other ones leave of the operand's elements.
+
+    Beside a copied dimension that turns out to be 0, anything would do for the number of elements.
+    """
+    others = [sizes[at] if item == 0 else item for at, item in enumerate(items) if at != place]
+    whole, rest = dims.product(sizes), dims.product(others)
+    return items[place] is not None and dims.exact_quotient(whole, rest) == items[place]
