@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import onnx
 
 from onnxcomp.errors import ModelError, quoted
@@ -177,10 +179,22 @@ def write_bytes(file: OutputFile, tensor: ir.TensorProtocol, name: str) -> None:
         with open(tensor.path, "rb") as source:  # noqa: PTH123 - the path comes from the checked door
             copy_range(source.fileno(), file.fileno(), tensor.offset or 0, tensor.nbytes)
         return
-    data = tensor.tobytes()
-    if len(data) != tensor.nbytes:
-        raise ModelError(f"tensor {quoted(name)} has {len(data)} bytes, not {tensor.nbytes}")
+    data = _in_place(tensor)
+    if data is None:
+        data = memoryview(tensor.tobytes())
+    if data.nbytes != tensor.nbytes:
+        raise ModelError(f"tensor {quoted(name)} has {data.nbytes} bytes, not {tensor.nbytes}")
     file.write(data)
+
+
+def _in_place(tensor: ir.TensorProtocol) -> memoryview | None:
+    """The bytes of a tensor without a copy, where memory holds them as files do."""
+    if sys.byteorder != "little" or not isinstance(tensor, ir.Tensor):
+        return None
+    array = tensor.numpy()
+    if not array.flags.c_contiguous or array.nbytes != tensor.nbytes or not array.size:
+        return None  # several elements to a byte take one each in memory
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _point_at(layout: list[tuple[ir.Value, ir.ExternalTensor]], path: Path) -> None:
