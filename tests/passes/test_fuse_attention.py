@@ -159,13 +159,21 @@ def test_heads_that_are_merged_otherwise_stay_outside() -> None:
     assert operators(heads(turned)).count("Transpose") == 4
 
 
-def test_lengths_that_are_symbols() -> None:
-    text = heads().replace("float[2, 5, 8]", "float[N, S, 8]")
-    assert "Attention" not in operators(text)  # three inputs: one name is no proof of one size
-    one = """<ir_version: 10, opset_import: ["" : 23]> g (float[N, S, 8] x) => (float[N, S, 8] y)
-        <float[8, 8] wq, float[8, 8] wk, float[8, 8] wv, %s> {
-        q = MatMul (x, wq) k = MatMul (x, wk) v = MatMul (x, wv) %s }"""
-    assert operators(one % (NUMBERS, BODY)) == "MatMul MatMul MatMul Attention"
+ENCODER = f"""<ir_version: 10, opset_import: ["" : 23]> g (float[N, 5, 8] x) => (float[N, 5, 8] y)
+    <float[8, 8] wq, float[8, 8] wk, float[8, 8] wv, {NUMBERS}> {{
+    q = MatMul (x, wq) k = MatMul (x, wk) v = MatMul (x, wv) {BODY} }}"""
+
+
+def test_a_batch_that_could_be_empty_keeps_the_formula() -> None:
+    """The runtime fails on an empty batch in Attention, and returns nothing for the formula."""
+    assert_refuses(ATTENTION, ENCODER, code="FAT101")
+    assert_refuses(ATTENTION, ENCODER.replace("[N, 5, 8]", "[2, N, 8]"), code="FAT101")
+    assert operators(ENCODER.replace("[N, 5, 8]", "[2, 5, 8]")) == "MatMul MatMul MatMul Attention"
+
+
+def test_one_name_for_three_inputs_is_no_proof() -> None:
+    text = heads().replace("float[2, 5, 8]", "float[N, 5, 8]")
+    assert_refuses(ATTENTION, text, code="FAT101")
 
 
 @given(
