@@ -24,20 +24,37 @@ class Rewriting:
         self._shapes = shapes
         # What holds a tensor in a layout.
         self._there: dict[tuple[ir.Value, int], ir.Value] = {}
-        self._places = {node: place for place, node in enumerate(region.graph)}
 
     def run(self) -> None:
         """Changes the graph; what nobody reads any more goes."""
         region = self._region
         for value, (layout, _) in region.layouts.items():
-            if self._stays(value):
-                self._there.setdefault((region.root(value), layout), value)
-        for node in [node for node in region.graph if node in self._chosen]:
+            if value not in region.roots and self._stays(value):
+                self._there[value, layout] = value
+        for node in self._in_order():
             self._move(node)
         for value in [*region.layouts]:
             self._serve(value)
         for node in reversed([*self._chosen, *region.turns]):
             sweep(self._edit, *node.outputs)
+
+    def _in_order(self) -> list[ir.Node]:
+        """Returns the operators to move, each behind those whose tensors it reads."""
+        done: dict[ir.Node, None] = {}
+        for end in self._chosen:
+            waiting = [end]
+            while waiting:
+                before = [node for node in self._before(waiting[-1]) if node not in done]
+                if before:
+                    waiting += before
+                else:
+                    done[waiting.pop()] = None
+        return [*done]
+
+    def _before(self, node: ir.Node) -> list[ir.Node]:
+        values = [node.inputs[index] for index in self._region.moves[node].inputs]
+        makers = [self._region.root(value).producer() for value in values if value is not None]
+        return [maker for maker in makers if maker is not None and maker in self._chosen]
 
     def _stays(self, value: ir.Value) -> bool:
         """Whether a value is made as before."""
@@ -47,21 +64,16 @@ class Rewriting:
         maker = value.producer()
         return maker is None or maker not in self._chosen
 
-    def _in_layout(self, value: ir.Value, layout: int, reader: ir.Node | None = None) -> ir.Value:
-        """Returns the tensor that a value is in a layout; turns it where nothing has it yet."""
+    def _in_layout(self, value: ir.Value, layout: int) -> ir.Value:
+        """Returns the tensor that a value is in a layout; turns it, behind its maker, if need be."""
         root = self._region.root(value)
         found = self._there.get((root, layout))
-        if found is None or (reader is not None and self._comes_late(found, reader)):
+        if found is None:
             source = self._there[root, 1 - layout]
             own, order = self._region.layouts[root]
             found = self._turn(source, order if own != layout else inverse(order), root)
             self._there[root, layout] = found
         return found
-
-    def _comes_late(self, value: ir.Value, reader: ir.Node) -> bool:
-        """Whether a Transpose that is there already stands behind who would read it."""
-        maker = value.producer()
-        return maker in self._region.turns and self._places[maker] > self._places[reader]
 
     def _turn(self, source: ir.Value, order: Order, root: ir.Value) -> ir.Value:
         maker, graph = source.producer(), self._region.graph
@@ -94,7 +106,7 @@ class Rewriting:
         for index in move.inputs:
             value = inputs[index]
             assert value is not None
-            inputs[index] = self._in_layout(value, 1 - layout, node)
+            inputs[index] = self._in_layout(value, 1 - layout)
         inputs += [None] * (max(move.constants, default=0) + 1 - len(inputs))
         for index, make in move.constants.items():
             old = inputs[index]
@@ -141,7 +153,11 @@ class Rewriting:
         """Gives everybody who still reads a value what it was."""
         if not self._is_wanted(value):
             return
-        new = self._in_layout(value, self._region.layouts[value][0])
+        layout = self._region.layouts[value][0]
+        if self._stays(value):
+            # A Transpose that is there already, and still wanted, is as good as a new one.
+            self._there.setdefault((self._region.root(value), layout), value)
+        new = self._in_layout(value, layout)
         if new is not value:
             self._edit.replace(value, new)
 
