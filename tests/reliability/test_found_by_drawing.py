@@ -184,3 +184,13 @@ def test_nodes_of_a_body_that_goes_are_left_alone() -> None:
     got = Pipeline.parse("eliminate-identity").run(proto).model.to_proto()
     onnx.checker.check_model(got, full_check=True)
     assert [node.op_type for node in got.graph.node] == ["Neg"]
+
+
+def test_a_product_that_ignores_its_bias_takes_none() -> None:
+    proto = model(
+        "g (float[2, 3] x) => (float[2, 2] y) <float[3, 4] w, float[4] b = {1, 1, 0, 2}, float[4, 2] v, "
+        "float[4] m = {1, 0, 1, 1}> { h = Gemm (x, w, b) z = Mul (h, m) y = Gemm <beta = 0.0> (z, v) }"
+    )
+    got = Pipeline.parse("shrink-channels").run(proto).model.to_proto()
+    onnx.checker.check_model(got, full_check=True)
+    assert_same(proto, got, runtimes=["onnxruntime"])

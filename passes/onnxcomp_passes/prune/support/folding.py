@@ -20,11 +20,11 @@ def takes_bias(node: ir.Node) -> bool:
         return True
     if node.op_type not in {"Conv", "Gemm"} or is_padded(node) or attribute(node, "group", 1) != 1:
         return False
+    if attribute(node, "beta", 1.0) == 0 or attribute(node, "alpha", 1.0) == 0:
+        return False
     given = input_at(node, 2)
     if given is None:
         return True
-    if attribute(node, "beta", 1.0) == 0 or attribute(node, "alpha", 1.0) == 0:
-        return False
     found = array(given)
     return found is not None and (found.ndim < 2 or found.shape[0] == 1)
 
