@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
+from onnxcomp.ir import ir
 from onnxcomp.ir.bodies import lift_initializer
 from onnxcomp.ir.ops import (
     attribute,
@@ -28,10 +29,10 @@ from onnxcomp_passes.simplify.control.lstm import Cell, cells_of
 from onnxcomp_passes.simplify.scopes import scope_versions
 
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Sequence
 
     from onnxcomp.analysis.shapes import ShapeMap
-    from onnxcomp.ir import Edit, ir
+    from onnxcomp.ir import Edit
     from onnxcomp.passbase import Context
 
 _AXES_ARE_INPUTS = 13
@@ -45,8 +46,9 @@ class _Found:
     cycle: Cycle
     sequence: ir.Value
     axis: int
-    item: ir.Value
     cells: tuple[Cell, ...]
+    guarded: bool
+    open_batch: bool
 
 
 class FuseLstm(Pass):
@@ -55,7 +57,9 @@ class FuseLstm(Pass):
     The loop has to go through a whole sequence, from states of zeros, and do nothing else: exporters
     write so what was a loop in Python over cells. A cell is written out in its gates, or is an operator
     for one step; each becomes one operator over the whole sequence, whose sums may be added in another
-    order. What the loop collects of hidden states is what the operator gives for each step.
+    order. What the loop collects of hidden states is what the operator gives for each step. Where it is
+    not known that there are samples, an If keeps the operators from running without: onnxruntime's end
+    the process then. `--batch` makes it known.
 
         h, c = Loop (length of x, , zeros, zeros)
           <body (t, _, h, c) = cell (x[t], h, c)>        ->        _, h, c = LSTM (x, W, R, B)
@@ -109,18 +113,19 @@ def _match(cycle: Cycle, cells: list[Cell], shapes: ShapeMap) -> _Found | str:
     if not _is_length(cycle.node.inputs[0], sequence, axis, shapes):
         return "the number of turns is not the length of the sequence"
     sizes = shapes.shape(sequence) or ()
-    length = sizes[axis]
+    known = [isinstance(size, int) and size > 0 for size in sizes]
     for cell in chain:
-        final = cycle.final(cell.memory)
-        # After no step at all the operator gives a hidden state of zeros, as the loop does, but leaves
-        # the cell state as it is in memory.
-        if is_read(final) and not (isinstance(length, int) and length > 0):
-            return "the cell state is used, and the sequence may be empty"
         for state in (cell.hidden, cell.memory):
             initial = cycle.initial(state)
             if not _is_zero(initial) or shapes.shape(initial) != (sizes[1 - axis], cell.size):
                 return "its first state is not known to be zeros for each sample"
-    return _Found(cycle, sequence, axis, item, chain)
+    if not known[2]:
+        return "the sequence may have no features"
+    # onnxruntime ends the process for a batch of none. For a sequence of none it gives a hidden state of
+    # zeros, as the loop does, but leaves the cell state as it is in memory.
+    memories = any(is_read(cycle.final(cell.memory)) for cell in chain)
+    guarded = not known[1 - axis] or (memories and not known[axis])
+    return _Found(cycle, sequence, axis, chain, guarded, not known[1 - axis])
 
 
 def _starts(cycle: Cycle) -> bool:
@@ -193,46 +198,133 @@ def _is_zero(value: ir.Value | None) -> bool:
     return found is not None and bool(not found.numpy().any())
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where nodes are put: in front of one, or at the end of a body."""
+
+    edit: Edit
+    version: int
+    graph: ir.Graph
+    before: ir.Node | None = None
+
+    def add(self, op_type: str, inputs: Sequence[ir.Value | None], **more: Any) -> ir.Node:  # noqa: ANN401 - what `Edit.insert` takes
+        """Adds a node."""
+        if self.before is not None:
+            return self.edit.insert(op_type, inputs, before=self.before, **more)
+        return self.edit.insert(op_type, inputs, graph=self.graph, **more)
+
+    def constant(self, array: np.ndarray[Any, Any], name: str) -> ir.Value:
+        """Adds a constant."""
+        return self.edit.initializer(array, name=name, graph=self.graph)
+
+    def squeezed(self, value: ir.Value, axis: int) -> ir.Value:
+        """Takes an axis of one away."""
+        if self.version < _AXES_ARE_INPUTS:
+            return self.add("Squeeze", [value], attributes={"axes": [axis]}).outputs[0]
+        axes = self.constant(np.array([axis], np.int64), "axes")
+        return self.add("Squeeze", [value, axes]).outputs[0]
+
+    def steps_first(self, found: _Found) -> ir.Value:
+        """The sequence with its steps along the first axis."""
+        if found.axis == 0:
+            return found.sequence
+        turned = self.add("Transpose", [found.sequence], attributes={"perm": [1, 0, 2]})
+        return turned.outputs[0]
+
+    def give(self, results: Sequence[ir.Value]) -> None:
+        """Makes values the results of the body; none is one twice, for which onnxruntime gives garbage."""
+        given: list[ir.Value] = []
+        for value in results:
+            same = value in given
+            given.append(self.add("Identity", [value]).outputs[0] if same else value)
+            self.edit.set_type(given[-1], ir.DataType.FLOAT)
+        self.graph.outputs.extend(given)
+
+
 def _replace(found: _Found, edit: Edit, version: int) -> None:
-    cycle, node = found.cycle, found.cycle.node
-    source = found.sequence
-    if found.axis == 1:
-        turned = edit.insert("Transpose", [source], before=node, attributes={"perm": [1, 0, 2]})
-        source = turned.outputs[0]
-    collected = [(_copied(inside), outside) for inside, outside in cycle.collected()]
-    for number, cell in enumerate(found.cells):
-        inside = cycle.after(cell.hidden)
-        lstm = _insert(cell, source, node, edit)
-        wanted = number + 1 < len(found.cells) or any(each is inside for each, _ in collected)
-        if wanted:
-            source = _squeezed(lstm.outputs[0], 1, node, edit, version)
-        for place, state in ((1, cell.hidden), (2, cell.memory)):
-            final = cycle.final(state)
-            if is_read(final):
-                edit.replace(final, _squeezed(lstm.outputs[place], 0, node, edit, version))
-        for each, outside in collected:
-            if each is inside:
-                edit.replace(outside, source)
+    node = found.cycle.node
+    graph = node.graph
+    if graph is None:
+        raise ValueError(f"not in a graph: {node.op_type} {node.name}")
+    here = _Place(edit, version, graph, node)
+    made = _guarded(found, here) if found.guarded else _operators(found, here)
+    for old, new in made.items():
+        edit.replace(old, new)
     edit.remove(node)
     edit.count("loops made an LSTM")
 
 
-def _insert(cell: Cell, source: ir.Value, before: ir.Node, edit: Edit) -> ir.Node:
-    graph = before.graph
-    if graph is None:
-        raise ValueError(f"not in a graph: {before.op_type} {before.name}")
-    attributes = {"hidden_size": cell.size}
-    outputs = ["lstm_Y", "lstm_Y_h", "lstm_Y_c"]
+def _guarded(found: _Found, here: _Place) -> dict[ir.Value, ir.Value]:
+    """Puts the operators in an If: a sequence without elements, or a batch, may end the process."""
+    size = here.add("Size", [found.sequence]).outputs[0]
+    cast = here.add("Cast", [size], attributes={"to": int(ir.DataType.BOOL)})
+    bodies = [ir.Graph([], [], nodes=[], name=name) for name in ("steps", "no_steps")]
+    then, other = (_Place(here.edit, here.version, body) for body in bodies)
+    results = _operators(found, then)
+    then.give(list(results.values()))
+    other.give([_without_steps(found, old, other) for old in results])
+    choice = here.add(
+        "If",
+        [cast.outputs[0]],
+        outputs=[old.name or "lstm" for old in results],
+        attributes={
+            "then_branch": ir.AttrGraph("then_branch", bodies[0]),
+            "else_branch": ir.AttrGraph("else_branch", bodies[1]),
+        },
+    )
+    return dict(zip(results, choice.outputs, strict=True))
+
+
+def _without_steps(found: _Found, result: ir.Value, place: _Place) -> ir.Value:
+    """What the loop gives for a sequence without elements."""
+    cycle = found.cycle
+    for state in range(cycle.states):
+        if result is cycle.final(state):
+            return place.add("Identity", [cycle.initial(state)]).outputs[0]
+    inside = next(_copied(each) for each, outside in cycle.collected() if outside is result)
+    size = next(cell.size for cell in found.cells if cycle.after(cell.hidden) is inside)
+    columns = place.constant(np.zeros(size, np.int64), "columns")
+    rows = place.steps_first(found)
+    if found.open_batch:
+        # Of a loop that collected nothing, onnxruntime takes sizes that it does not know for 0.
+        none = place.constant(np.zeros(0, np.int64), "none")
+        rows = place.add("Gather", [rows, none], attributes={"axis": 1}).outputs[0]
+    return place.add("Gather", [rows, columns], attributes={"axis": 2}).outputs[0]
+
+
+def _operators(found: _Found, place: _Place) -> dict[ir.Value, ir.Value]:
+    """Adds the operators; returns what takes the place of each output of the loop that is read."""
+    cycle = found.cycle
+    source = place.steps_first(found)
+    collected = [
+        (_copied(inside), outside) for inside, outside in cycle.collected() if is_read(outside)
+    ]
+    made: dict[ir.Value, ir.Value] = {}
+    for number, cell in enumerate(found.cells):
+        inside = cycle.after(cell.hidden)
+        lstm = _insert(cell, source, place)
+        if number + 1 < len(found.cells) or any(each is inside for each, _ in collected):
+            source = place.squeezed(lstm.outputs[0], 1)
+        for index, state in ((1, cell.hidden), (2, cell.memory)):
+            if is_read(cycle.final(state)):
+                made[cycle.final(state)] = place.squeezed(lstm.outputs[index], 0)
+        made.update((outside, source) for each, outside in collected if each is inside)
+    return made
+
+
+def _insert(cell: Cell, source: ir.Value, place: _Place) -> ir.Node:
+    more: dict[str, Any] = {
+        "outputs": ["lstm_Y", "lstm_Y_h", "lstm_Y_c"],
+        "attributes": {"hidden_size": cell.size},
+    }
     if cell.operator is not None:
         same = [
-            lift_initializer(edit, value, graph)
+            lift_initializer(place.edit, value, place.graph)
             if value is not None and value.graph is cell.operator.graph
             else value
             for value in cell.operator.inputs[1:4]
         ]
-        return edit.insert(
-            "LSTM", [source, *same], before=before, outputs=outputs, attributes=attributes
-        )
+        return place.add("LSTM", [source, *same], **more)
     weights = [_ordered_gates(value, cell.size)[None] for value in cell.weights]
     rows = 4 * cell.size
     biases = [
@@ -240,17 +332,8 @@ def _insert(cell: Cell, source: ir.Value, before: ir.Node, edit: Edit) -> ir.Nod
         for value in cell.biases
     ]
     arrays = {"W": weights[0], "R": weights[1], "B": np.concatenate(biases)[None]}
-    operands = [
-        edit.initializer(array, name=f"{before.name or 'lstm'}_{name}", graph=graph)
-        for name, array in arrays.items()
-    ]
-    return edit.insert(
-        "LSTM",
-        [source, *operands],
-        before=before,
-        outputs=outputs,
-        attributes=attributes,
-    )
+    operands = [place.constant(array, f"lstm_{name}") for name, array in arrays.items()]
+    return place.add("LSTM", [source, *operands], **more)
 
 
 def _ordered_gates(value: ir.Value, size: int) -> np.ndarray[Any, Any]:
@@ -263,13 +346,3 @@ def _ordered_gates(value: ir.Value, size: int) -> np.ndarray[Any, Any]:
         array[size * gate : size * (gate + 1)] for gate in range(4)
     )
     return np.concatenate([entering, leaving, forgetting, candidate])
-
-
-def _squeezed(value: ir.Value, axis: int, before: ir.Node, edit: Edit, version: int) -> ir.Value:
-    if version < _AXES_ARE_INPUTS:
-        made = edit.insert("Squeeze", [value], before=before, attributes={"axes": [axis]})
-        return made.outputs[0]
-    if before.graph is None:
-        raise ValueError(f"not in a graph: {before.op_type} {before.name}")
-    axes = edit.initializer(np.array([axis], np.int64), name="axes", graph=before.graph)
-    return edit.insert("Squeeze", [value, axes], before=before).outputs[0]
