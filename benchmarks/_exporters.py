@@ -85,7 +85,11 @@ class Graph:
 def _nhwc_conv(g: Graph, x: str, ins: int, outs: int, kernel: int = 3, **attributes: Any) -> str:
     """What a TensorFlow converter writes for Conv2D and BiasAdd."""
     pads = attributes.pop("pads", [kernel // 2] * 4)
-    weight = g.weight(outs, ins // attributes.get("group", 1), kernel, kernel)
+    weight: Any = g.weight(outs, ins // attributes.get("group", 1), kernel, kernel)
+    if attributes.pop("quantized", False):
+        scale = np.abs(weight).max(axis=(1, 2, 3)) / 127
+        rounded = np.round(weight / scale[:, None, None, None]).astype(np.int8)
+        weight = g("DequantizeLinear", rounded, scale, np.zeros(outs, np.int8), axis=0)
     turned = g("Transpose", x, perm=TO_NCHW)
     y = g("Conv", turned, weight, pads=pads, kernel_shape=[kernel] * 2, **attributes)
     return str(g("Add", g("Transpose", y, perm=TO_NHWC), g.weight(outs)))
@@ -180,7 +184,7 @@ def tf_detector() -> onnx.ModelProto:
 
 
 def tf_quantized() -> onnx.ModelProto:
-    """A convolutional network with quantized activations, channels last."""
+    """A convolutional network with quantized activations and weights, channels last."""
     g = Graph(5)
 
     def fake(x: str, scale: float) -> str:
@@ -190,7 +194,7 @@ def tf_quantized() -> onnx.ModelProto:
     x = fake("image", 0.02)
     for ins, outs in ((3, 16), (16, 16), (16, 16)):
         # No sums: onnxruntime rounds quantized ones in another way depending on what is around them.
-        x = fake(g("Relu", _nhwc_conv(g, x, ins, outs)), 0.03)
+        x = fake(g("Relu", _nhwc_conv(g, x, ins, outs, quantized=True)), 0.03)
     y = g("ReduceMean", x, axes=[1, 2], keepdims=1)
     return g.model({"image": [1, 32, 32, 3]}, [g("Reshape", y, [-1, 16])])
 
