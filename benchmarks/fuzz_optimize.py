@@ -229,6 +229,8 @@ def _report(output: Path, rows: Sequence[Row]) -> int:
 
 def _coverage(cells: Counter[str]) -> tuple[dict[str, str], int]:
     """Versions of standard operators that were not drawn, with the reason, and how many were."""
+    from tests.helpers.drawn import OPERATORS, OPSETS
+
     kernels = _kernels()
     versions = {}
     for opset in OPSETS:
