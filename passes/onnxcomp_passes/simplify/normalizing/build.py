@@ -11,7 +11,7 @@ from onnxcomp.ir import ir
 from onnxcomp.ir.ops import constant
 from onnxcomp.ir.ops import single_use as only_reader
 from onnxcomp.rules import NOTHING, Match, Miss
-from onnxcomp_passes.simplify.normalizing.core import Core, core_of
+from onnxcomp_passes.simplify.normalizing.core import Core, core_of, divides_by_root
 from onnxcomp_passes.simplify.support.base import OpsetFloor, bypass, shapes_of
 from onnxcomp_passes.simplify.support.formulas import most_dimensions
 
@@ -84,7 +84,7 @@ def _parameters(plan: Plan) -> list[tuple[str, np.ndarray]]:
 
 def _known_core(node: ir.Node, facts: Facts) -> Core | None:
     """Returns a normalization in single precision whose constants widen nothing."""
-    core = core_of(node, shapes_of(facts))
+    core = core_of(node, shapes_of(facts)) if divides_by_root(node) else None
     if core is None or shapes_of(facts).dtype(core.source) != ir.DataType.FLOAT:
         return None
     widest = most_dimensions(core.root, core.source)

@@ -43,6 +43,20 @@ class Core:
         return self.value if self.centre is None else self.centre.source
 
 
+def divides_by_root(node: ir.Node) -> bool:
+    """Whether a Div or Mul has a root below it at all: asked before shapes are."""
+    if node.op_type == "Div":
+        return _root_below(node.inputs[1], inverted=False) is not None
+    below = [value for value in node.inputs if _root_below(value, inverted=True) is not None]
+    products = [inner(value, "Mul") for value in node.inputs]
+    return bool(below) or any(
+        _root_below(value, inverted=True) is not None
+        for product in products
+        if product is not None
+        for value in product.inputs
+    )
+
+
 def core_of(node: ir.Node, shapes: ShapeMap) -> Core | None:
     """Returns what a Div or Mul normalizes, None when it does something else."""
     orders = operands(node)[:1] if node.op_type == "Div" else operands(node)
