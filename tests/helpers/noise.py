@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.ir.fragile import make_inferable
+from onnxcomp.ir.scopes import proto_graphs
 from tests.helpers.drawn.core import RUNTIME_ERRORS, open_session
 
 # These hand on or compare numbers and round nothing.
@@ -162,7 +163,8 @@ def element_types(proto: onnx.ModelProto) -> set[int]:
     """Every element type in a model, as far as inference finds them."""
     found = set(_types(proto).values()) | {t.data_type for t in proto.graph.initializer}
     found |= {info.type.tensor_type.elem_type for info in proto.graph.input}
-    casts = [a.i for node in proto.graph.node for a in node.attribute if a.name == "to"]
+    nodes = (node for graph in proto_graphs(proto) for node in graph.node)
+    casts = [a.i for node in nodes for a in node.attribute if a.name == "to"]
     return found | set(casts)
 
 
