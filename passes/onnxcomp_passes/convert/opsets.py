@@ -1,4 +1,8 @@
-"""Brings the nodes of a model to another opset, one version at a time, in every scope."""
+"""Brings the nodes of a model to another opset, one version at a time, in every scope.
+
+`onnx.version_converter` (1.23) rebuilds the whole model in another representation: local functions and
+the metadata of nodes are gone afterwards, so here only the nodes that changed are touched.
+"""
 
 from __future__ import annotations
 
