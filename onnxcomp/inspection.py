@@ -280,6 +280,7 @@ def _costs(model: Model) -> dict[ir.Node, NodeCost]:
 
 
 def folded_model(model: Model) -> Model:
+    """Returns the model with its constants folded, so that shapes follow that are computed in it."""
     if "fold-constants" not in registry.passes():
         return model
     return Pipeline.parse("fold-constants").run(model, on_failure="skip").model
