@@ -67,7 +67,7 @@ def test_optimize_is_never_wrong_on_whatever_hypothesis_draws(seed: int, steps: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("operator", sorted(set(OPERATORS) - {"CumProd"}))  # of opset 26
 def test_each_operator_in_each_opset(operator: str) -> None:
     """The operator first, so that it is surely there, with little around it."""
     ran = 0
