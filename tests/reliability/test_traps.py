@@ -49,6 +49,8 @@ def outcomes(proto: onnx.ModelProto, runtime: str) -> list[list[Any]] | None:
     normalises = any(node.op_type == "BatchNormalization" for node in proto.graph.node)
     if runtime == "reference" and normalises and 9 <= proto.opset_import[0].version < 14:
         return None  # it takes these versions for training
+    if runtime == "reference" and any(node.op_type == "Optional" for node in proto.graph.node):
+        return None  # it gives what is in an optional as a list of one
     try:
         with np.errstate(all="ignore"):
             return [run(proto, feeds, runtime) for feeds in all_feeds(proto, runtime)]
