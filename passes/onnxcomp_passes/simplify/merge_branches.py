@@ -24,7 +24,6 @@ from onnxcomp_passes.simplify.control.carriers import Carriers
 from onnxcomp_passes.simplify.control.common import common_nodes, equal_results
 
 if TYPE_CHECKING:
-
     from onnxcomp.ir import Edit
     from onnxcomp.passbase import Context
 
