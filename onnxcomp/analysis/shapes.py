@@ -12,7 +12,7 @@ from onnxcomp.analysis.symbolic.dims import text_of
 from onnxcomp.analysis.symbolic.types import typed_like
 from onnxcomp.analysis.symbolic.values import PartialValues
 from onnxcomp.ir.backend import ir
-from onnxcomp.ir.fragile import make_inferable
+from onnxcomp.ir.fragile import follow_runtime, make_inferable
 from onnxcomp.ir.model import shape_of
 from onnxcomp.ir.ops import constant
 from onnxcomp.ir.scopes import ir_graphs, proto_graphs
@@ -156,6 +156,7 @@ class Shapes:
         result = ShapeMap()
         try:
             # Contents of shape vectors are followed afterwards, in less time and bounded memory.
+            follow_runtime(proto)
             survives = make_inferable(proto)
             inferred = onnx.shape_inference.infer_shapes(proto) if survives else proto
         except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):

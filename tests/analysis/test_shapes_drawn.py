@@ -62,6 +62,12 @@ def test_what_is_inferred_is_what_runs(index: int) -> None:
         assert _contradictions(draw_any(seed, 8)) == []
 
 
+@pytest.mark.parametrize("seed", [8054, 8274, 8328, 8396, 8411])
+def test_what_the_runtime_does_beyond_the_standard(seed: int) -> None:
+    """Slopes larger than what they slope, slices that go back to an end without end."""
+    assert _contradictions(draw_any(seed, 12)) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("index", range(10))
 def test_what_is_inferred_is_what_runs_in_many_models(index: int) -> None:

@@ -57,7 +57,7 @@ def test_function_that_changes_nothing_changes_nothing() -> None:
     result = Pipeline((Graphsurgeon(function=nothing),)).run(rich_model())
     assert not result.changed
     assert same(result.model.to_proto(), rich_model())
-    assert result.diagnostics[0].code == "GSG101"
+    assert "GSG101" in {diagnostic.code for diagnostic in result.diagnostics}
 
 
 def test_change_in_place_keeps_everything_else() -> None:

@@ -273,19 +273,18 @@ def _blocks(known: Known, node: ir.Node) -> Sizes | None:
 
 _BROADCASTING = (
     "Add Sub Mul Div Pow Max Min Sum Mean Where And Or Xor Equal Greater Less GreaterOrEqual "
-    "LessOrEqual Mod BitwiseAnd BitwiseOr BitwiseXor BitShift"
+    "LessOrEqual Mod PRelu BitwiseAnd BitwiseOr BitwiseXor BitShift"
 )
 _REDUCING = (
     "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare "
     "ReduceLogSum ReduceLogSumExp"
 )
-# A PRelu's slope is broadcast to its input and never the other way round.
 _SHAPED_LIKE_FIRST = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BatchNormalization BitwiseNot Cast CastLike Ceil Celu Clip "
     "Cos Cosh CumSum DequantizeLinear Dropout DynamicQuantizeLinear Elu Erf Exp Floor Gelu "
     "GroupNormalization HardSigmoid HardSwish Hardmax Identity InstanceNormalization IsInf IsNaN LRN "
     "LayerNormalization LeakyRelu Log LogSoftmax LpNormalization MeanVarianceNormalization Mish Neg "
-    "Not PRelu QuantizeLinear RMSNormalization Reciprocal Relu Round ScatterElements ScatterND Selu "
+    "Not QuantizeLinear RMSNormalization Reciprocal Relu Round ScatterElements ScatterND Selu "
     "Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Trilu"
 )
 _RULES: dict[str, Callable[[Known, ir.Node], Sizes | None]] = {
