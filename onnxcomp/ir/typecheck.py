@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _STUB_ABOVE_BYTES = 1024
 _STUB_LOCATION = "stub"
 _OWN_FAULT = re.compile(r"\(op_type:MeanVarianceNormalization\b.*\(op_type:Constant\)")
-_UNKNOWN = re.compile(r"expected to have type but instead is null")
+_UNKNOWN = re.compile(r"expected to have type but instead is null|Type information is expected")
 _OPERATOR_AND_NODE = re.compile(r"\(op_type:\s*([^,)\s]+)(?:,\s*node name:\s*([^)]*))?\)")
 
 
