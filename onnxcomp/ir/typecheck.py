@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 _STUB_ABOVE_BYTES = 1024
 _STUB_LOCATION = "stub"
 _OWN_FAULT = re.compile(r"\(op_type:MeanVarianceNormalization\b.*\(op_type:Constant\)")
-_UNKNOWN = re.compile(r"expected to have type but instead is null|Type information is expected")
+_UNKNOWN = re.compile(r"expected to have type but instead is null")
+# Inference knows nothing of what the node reads: ignorance, not a contradiction.
+_IGNORANCE = re.compile(r"Input type is null")
 _OPERATOR_AND_NODE = re.compile(r"\(op_type:\s*([^,)\s]+)(?:,\s*node name:\s*([^)]*))?\)")
 
 
@@ -142,6 +144,7 @@ def _explain(text: str) -> str:
     if len(lines) < len(text.splitlines()):
         # What reads its result then meets a value of which inference knows nothing.
         lines = [line for line in lines if not _UNKNOWN.search(line)]
+    lines = [line for line in lines if not _IGNORANCE.search(line)]
     if not any(lines):
         return ""
     first = next((line for line in lines if "(op_type" in line or "rror" in line), text.strip())
