@@ -157,7 +157,7 @@ class Session:
         """
         full = require_provider(provider)
         options = _options(threads, optimization, config)
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = options.enable_mem_reuse = arena
         given = hand_over(model, outputs or ())
         return cls(*_create(given, options, full, provider_options))
 
