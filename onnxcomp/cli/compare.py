@@ -156,7 +156,9 @@ def _narrowed(first: Signature, second: Signature) -> Signature:
     for spec in first.inputs:
         shape, other = spec.shape, others.get(spec.name)
         if shape is None or other is None or len(shape) != len(other):
-            inputs.append(spec if shape is not None or other is None else replace(spec, shape=other))
+            inputs.append(
+                spec if shape is not None or other is None else replace(spec, shape=other)
+            )
             continue
         both = zip(shape, other, strict=True)
         inputs.append(replace(spec, shape=tuple(b if isinstance(b, int) else a for a, b in both)))

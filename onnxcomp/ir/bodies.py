@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from onnxcomp.ir.backend import ir
-from onnxcomp.ir.ops import OVERRIDABLE, PROTECTED, subgraphs
+from onnxcomp.ir.ops import OVERRIDABLE, PROTECTED, following, subgraphs
 from onnxcomp.ir.regions import reset_outputs, set_outputs
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _move(edit: Edit, node: ir.Node, target: ir.Graph, place: ir.Node | None) ->
     source = node.graph
     if source is None:
         raise ValueError(f"not in a graph: {node.op_type} {node.name}")
-    after = _following(source, node)
+    after = following(source, node)
     names = [node.name, *(value.name for value in node.outputs)]
     source.remove(node)
     if source is not target:
@@ -96,10 +96,10 @@ def nodes_after(node: ir.Node) -> Iterator[ir.Node]:
     scope = node.graph
     if scope is None:
         raise ValueError(f"not in a graph: {node.op_type} {node.name}")
-    following = _following(scope, node)
-    while following is not None:
-        yield following
-        following = _following(scope, following)
+    found = following(scope, node)
+    while found is not None:
+        yield found
+        found = following(scope, found)
 
 
 def lift_initializer(edit: Edit, value: ir.Value, scope: ir.Graph) -> ir.Value:
@@ -178,10 +178,3 @@ def set_body_outputs(edit: Edit, body: ir.Graph, outputs: Sequence[ir.Value]) ->
         if maker is not None:
             edit.touched.append(maker)
     edit.record(partial(reset_outputs, body, old))
-
-
-def _following(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
-    """The node after this one; onnx-ir keeps nodes in a linked list but has no public neighbour."""
-    box = graph._nodes._value_ids_to_boxes[id(node)].next
-    found: ir.Node | None = box.value
-    return found

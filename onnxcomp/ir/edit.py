@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcomp.ir.backend import ir
-from onnxcomp.ir.ops import RELEASED, is_read, subgraphs
+from onnxcomp.ir.ops import RELEASED, following, is_read, subgraphs
 from onnxcomp.ir.storage import named
 
 if TYPE_CHECKING:
@@ -446,9 +446,9 @@ class Edit:
         for index, value in enumerate(node.inputs):
             if value is not None:
                 self._detach(node, index, value)
-        following = _following(scope, node)
+        next_node = following(scope, node)
         scope.remove(node)
-        self._journal.append(lambda: _relink(scope, node, following))
+        self._journal.append(lambda: _relink(scope, node, next_node))
         if self.trace is not None:
             self.trace.removed(node, len(self._journal))
         self.stats["nodes removed"] += 1
@@ -564,13 +564,6 @@ def _scope(node: ir.Node) -> ir.Graph:
 
 def _is_used(value: ir.Value) -> bool:
     return is_read(value)
-
-
-def _following(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
-    """The node after this one; onnx-ir keeps nodes in a linked list but has no public neighbour."""
-    box = graph._nodes._value_ids_to_boxes[id(node)].next
-    found: ir.Node | None = box.value
-    return found
 
 
 def _relink(graph: ir.Graph, node: ir.Node, following: ir.Node | None) -> None:

@@ -224,6 +224,13 @@ def bit_width(dtype: ir.DataType | None) -> int:
     return 64 if dtype == ir.DataType.STRING else dtype.bitwidth
 
 
+def following(graph: ir.Graph, node: ir.Node) -> ir.Node | None:
+    """Returns the node after this one; onnx-ir keeps nodes in a linked list but has no public neighbour."""
+    box = graph._nodes._value_ids_to_boxes[id(node)].next
+    found: ir.Node | None = box.value
+    return found
+
+
 def single_use(value: ir.Value) -> ir.Node | None:
     """Returns the only node that reads a value once; None when there are more uses or it is an output."""
     if use_count(value) != 1 or value.is_graph_output():

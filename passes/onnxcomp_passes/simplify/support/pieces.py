@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxcomp.ir.ops import (
     attribute,
+    following,
     has_reference_attribute,
     is_op,
     producer_of,
@@ -90,9 +91,10 @@ class SlicesToSplit:
         if any(late.start != early.end for early, late in pairwise(parts)):
             return NOTHING
         slices = [other for other, _ in ordered]
-        # What is cut is made before the first of them.
-        first = next(other for other in graph if other in slices)
-        return Match(node, Pieces(slices, parts, first, shapes))
+        maker = source.producer()
+        inside = maker is not None and maker.graph is graph
+        place = following(graph, maker) if maker is not None and inside else next(iter(graph))
+        return Match(node, Pieces(slices, parts, place or slices[0], shapes))
 
     def apply(self, match: Match[Pieces], edit: Edit) -> None:
         """Splits."""
