@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcomp.ir.backend import ir
+from onnxcomp.ir.wire import tag, varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,7 +106,7 @@ def _model(view: memoryview, location: bytes) -> tuple[list[bytes | memoryview],
             raise _UnusualError
         inner, found = _graph(view, begin, end, location)
         size = sum(map(len, inner))
-        parts += [_tag(_GRAPH, _BYTES), _varint(size), *inner]
+        parts += [tag(_GRAPH, _BYTES), varint(size), *inner]
     return parts, found
 
 
@@ -123,7 +124,7 @@ def _graph(
             continue
         found += 1
         size = sum(map(len, weight))
-        parts += [_tag(_INITIALIZER, _BYTES), _varint(size), *weight]
+        parts += [tag(_INITIALIZER, _BYTES), varint(size), *weight]
     return parts, found
 
 
@@ -150,8 +151,8 @@ def _reference(
         (b"length", b"%d" % place[1]),
     ):
         entry = _text(_KEY, key) + _text(_VALUE, value)
-        parts += [_tag(_EXTERNAL_DATA, _BYTES), _varint(len(entry)), entry]
-    parts.append(_tag(_DATA_LOCATION, _VARINT) + _varint(_EXTERNAL))
+        parts += [tag(_EXTERNAL_DATA, _BYTES), varint(len(entry)), entry]
+    parts.append(tag(_DATA_LOCATION, _VARINT) + varint(_EXTERNAL))
     return parts
 
 
@@ -159,8 +160,8 @@ def _fields(view: memoryview, position: int, end: int) -> Iterator[tuple[int, in
     """Yields number, kind, start of the field, and begin and end of its contents."""
     while position < end:
         start = position
-        tag, position = _read_varint(view, position, end)
-        number, kind = tag >> 3, tag & 7
+        head, position = _read_varint(view, position, end)
+        number, kind = head >> 3, head & 7
         begin = position
         if kind == _VARINT:
             _, position = _read_varint(view, position, end)
@@ -189,21 +190,8 @@ def _read_varint(view: memoryview, position: int, end: int) -> tuple[int, int]:
     raise _UnusualError
 
 
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _tag(number: int, kind: int) -> bytes:
-    return _varint(number << 3 | kind)
-
-
 def _text(number: int, text: bytes) -> bytes:
-    return _tag(number, _BYTES) + _varint(len(text)) + text
+    return tag(number, _BYTES) + varint(len(text)) + text
 
 
 def map_weights(core: ir.Model, path: Path, lean: Lean) -> None:

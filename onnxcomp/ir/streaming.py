@@ -14,6 +14,7 @@ from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from onnxcomp.errors import UserError
 from onnxcomp.ir import storage
 from onnxcomp.ir.backend import ir
+from onnxcomp.ir.wire import varint
 
 if TYPE_CHECKING:
     from onnxcomp.ir.atomic import OutputFile
@@ -58,15 +59,15 @@ def _write(model: Model, file: OutputFile) -> None:
     proto.graph.ClearField("initializer")
     graph = proto.graph.SerializeToString() + kept.SerializeToString()
     proto.ClearField("graph")
-    heads = [(head + _TENSOR_RAW + _varint(tensor.nbytes), tensor) for head, tensor in streamed]
+    heads = [(head + _TENSOR_RAW + varint(tensor.nbytes), tensor) for head, tensor in streamed]
     sizes = [len(head) + tensor.nbytes for head, tensor in heads]
-    inner = len(graph) + sum(1 + len(_varint(size)) + size for size in sizes)
-    rest = proto.SerializeToString() + _MODEL_GRAPH + _varint(inner)
+    inner = len(graph) + sum(1 + len(varint(size)) + size for size in sizes)
+    rest = proto.SerializeToString() + _MODEL_GRAPH + varint(inner)
     if len(rest) + inner > PROTO_BYTES:
         raise ValueError("too large")
     file.write(rest + graph)
     for (head, tensor), size in zip(heads, sizes, strict=True):
-        file.write(_GRAPH_INITIALIZER + _varint(size) + head)
+        file.write(_GRAPH_INITIALIZER + varint(size) + head)
         storage.write_bytes(file, tensor, tensor.name or "")
 
 
@@ -97,13 +98,3 @@ def _without_place(tensor: onnx.TensorProto) -> bytes:
     tensor.ClearField("data_location")
     head: bytes = tensor.SerializeToString()
     return head
-
-
-def _varint(number: int) -> bytes:
-    """A number as protobuf writes it: seven bits to a byte, the lowest first."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)

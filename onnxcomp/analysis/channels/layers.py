@@ -147,45 +147,36 @@ def resize(site: Site) -> None:
 
 def depth_to_space(site: Site) -> None:
     """DepthToSpace: channels are blocks times what stays a channel."""
-    if (found := _through(site)) is None:
-        return
-    source, out = found
-    site.tie(source[0], out[0])
-    for axis in (*source[2:], *out[2:]):
-        site.keep(axis, "positions in space are neighbours")
-    block = site.attribute("blocksize", 1)
-    blocks = site.space.virtual(block * block)
-    site.keep(blocks, "positions in space are neighbours")
-    if (
-        source[1] is None
-        or out[1] is None
-        or site.size(source[1]) != block**2 * (site.size(out[1]) or 0)
-    ):
-        site.freeze("its blocks do not divide the channels")
-        return
-    inner_last = attribute(site.node, "mode", "DCR") == "DCR"
-    site.space.product(source[1], [blocks, out[1]] if inner_last else [out[1], blocks])
+    if (found := _through(site)) is not None:
+        inner_last = attribute(site.node, "mode", "DCR") == "DCR"
+        _blocks(site, *found, whole=found[0], part=found[1], inner_last=inner_last)
 
 
 def space_to_depth(site: Site) -> None:
     """SpaceToDepth: blocks of space become the outer part of the channels."""
-    if (found := _through(site)) is None:
-        return
-    source, out = found
+    if (found := _through(site)) is not None:
+        _blocks(site, *found, whole=found[1], part=found[0], inner_last=True)
+
+
+def _blocks(
+    site: Site, source: Axes, out: Axes, *, whole: Axes, part: Axes, inner_last: bool
+) -> None:
+    """Ties channels that are blocks of space times other channels."""
     site.tie(source[0], out[0])
     for axis in (*source[2:], *out[2:]):
         site.keep(axis, "positions in space are neighbours")
     block = site.attribute("blocksize", 1)
     blocks = site.space.virtual(block * block)
     site.keep(blocks, "positions in space are neighbours")
+    channels, inner = whole[1], part[1]
     if (
-        source[1] is None
-        or out[1] is None
-        or site.size(out[1]) != block**2 * (site.size(source[1]) or 0)
+        channels is None
+        or inner is None
+        or site.size(channels) != block**2 * (site.size(inner) or 0)
     ):
         site.freeze("its blocks do not divide the channels")
         return
-    site.space.product(out[1], [blocks, source[1]])
+    site.space.product(channels, [blocks, inner] if inner_last else [inner, blocks])
 
 
 def p_relu(site: Site) -> None:

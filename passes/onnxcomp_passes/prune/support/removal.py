@@ -152,22 +152,11 @@ def _readers_and_writers(values: Iterable[ir.Value]) -> list[ir.Node]:
 
 
 def _conv(removal: Removal, node: ir.Node) -> None:
-    """As many groups as the first operand's channels hold the weight's."""
-    group = attribute(node, "group", 1)
-    if group == 1:
+    """As many groups as all channels hold a group's: those read by a Conv, made by a ConvTranspose."""
+    if attribute(node, "group", 1) == 1:
         return
-    whole = removal.new_size(node.inputs[0], 1)
-    part = removal.new_size(node.inputs[1], 1)
-    if whole and part:
-        removal.edit.set_attribute(node, "group", whole // part)
-
-
-def _conv_transpose(removal: Removal, node: ir.Node) -> None:
-    group = attribute(node, "group", 1)
-    if group == 1:
-        return
-    whole = removal.new_size(node.outputs[0], 1)
-    part = removal.new_size(node.inputs[1], 1)
+    all_groups = node.inputs[0] if node.op_type == "Conv" else node.outputs[0]
+    whole, part = removal.new_size(all_groups, 1), removal.new_size(node.inputs[1], 1)
     if whole and part:
         removal.edit.set_attribute(node, "group", whole // part)
 
@@ -344,7 +333,7 @@ def _attention(removal: Removal, node: ir.Node) -> None:
 
 _ADJUSTMENTS: dict[str, Adjust] = {
     "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
+    "ConvTranspose": _conv,
     "Split": _split,
     "Gather": _gather,
     "Slice": _slice,

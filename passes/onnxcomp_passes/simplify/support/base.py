@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 from typing_extensions import override
 
 from onnxcomp.analysis.shapes import ShapeMap, Shapes
@@ -12,6 +13,8 @@ from onnxcomp.ir.ops import is_read, standard_op
 from onnxcomp.rules import RulePass
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from onnxcomp.analysis.facts import Facts
     from onnxcomp.ir import Edit, Model, ir
     from onnxcomp.passbase import Context
@@ -103,3 +106,20 @@ def rewire(edit: Edit, node: ir.Node, index: int, source: ir.Value | None) -> No
     old = node.inputs[index]
     edit.set_input(node, index, source)
     sweep(edit, old)
+
+
+def turn_into_gather(
+    edit: Edit, node: ir.Node, source: ir.Value, axis: int, places: Sequence[int]
+) -> None:
+    """Makes a node pick places along an axis of a value by number."""
+    old = list(node.inputs)
+    assert node.graph is not None
+    name = f"{node.outputs[0].name}_places"
+    index = edit.initializer(np.array(places, np.int64), name=name, graph=node.graph)
+    edit.set_operator(node, "Gather")
+    edit.set_attribute(node, "allowzero", None)
+    edit.set_attribute(node, "axis", axis)
+    edit.set_input(node, 0, source)
+    edit.set_input(node, 1, index)
+    edit.truncate_inputs(node, 2)
+    sweep(edit, *old)

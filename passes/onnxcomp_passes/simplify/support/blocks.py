@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcomp.ir.ops import producer_of
 from onnxcomp.rules import NOTHING, Match
-from onnxcomp_passes.simplify.support.base import shapes_of, sweep
+from onnxcomp_passes.simplify.support.base import shapes_of, turn_into_gather
 from onnxcomp_passes.simplify.support.dims import permutation, same_shape
 from onnxcomp_passes.simplify.support.layouts import only_reads
 
@@ -89,14 +89,4 @@ class ShuffleAlongAxis:
 
     def apply(self, match: Match[tuple[ir.Value, int, list[int]]], edit: Edit) -> None:
         """Gathers."""
-        node, (source, axis, places) = match.node, match.found
-        old = list(node.inputs)
-        assert node.graph is not None
-        name = f"{node.outputs[0].name}_places"
-        index = edit.initializer(np.array(places, np.int64), name=name, graph=node.graph)
-        edit.set_operator(node, "Gather")
-        edit.set_attribute(node, "allowzero", None)
-        edit.set_attribute(node, "axis", axis)
-        edit.set_input(node, 0, source)
-        edit.set_input(node, 1, index)
-        sweep(edit, *old)
+        turn_into_gather(edit, match.node, *match.found)

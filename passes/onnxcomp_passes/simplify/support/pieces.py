@@ -7,8 +7,6 @@ from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from onnxcomp.ir.ops import (
     attribute,
     following,
@@ -25,6 +23,7 @@ from onnxcomp_passes.simplify.support.base import (
     is_used,
     shapes_of,
     sweep,
+    turn_into_gather,
 )
 from onnxcomp_passes.simplify.support.dims import normalized
 from onnxcomp_passes.simplify.support.ranges import (
@@ -406,17 +405,7 @@ class ReorderPieces:
 
     def apply(self, match: Match[tuple[ir.Value, int, list[int]]], edit: Edit) -> None:
         """Gathers."""
-        node, (source, axis, places) = match.node, match.found
-        old = list(node.inputs)
-        assert node.graph is not None
-        name = f"{node.outputs[0].name}_places"
-        index = edit.initializer(np.array(places, np.int64), name=name, graph=node.graph)
-        edit.set_operator(node, "Gather")
-        edit.set_attribute(node, "axis", axis)
-        edit.set_input(node, 0, source)
-        edit.set_input(node, 1, index)
-        edit.truncate_inputs(node, 2)
-        sweep(edit, *old)
+        turn_into_gather(edit, match.node, *match.found)
 
 
 def _only_here(node: ir.Node) -> bool:
