@@ -9,6 +9,7 @@ import pytest
 from typing_extensions import override
 
 import onnxcomp
+from onnxcomp import verify
 from onnxcomp.ir import Model
 from onnxcomp.passbase import Pass
 from onnxcomp.pipeline import Pipeline
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
     from onnxcomp.passbase import Context
 
 GRAPH = "g (float[N, 40] x, float[N, 40] z) => (float[N, 40] y) { a = Identity (x) y = Add (a, z) }"
+
+
+@pytest.fixture(autouse=True)
+def _time_to_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many samples are tried depends on how long one takes, and that on who else is working."""
+    monkeypatch.setattr(verify, "SLOW_SECONDS", 60)
+    monkeypatch.setattr(verify, "QUICK_SECONDS", 60)
 
 
 class Break(Pass):
