@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from onnxcomp.ir import Model, storage, streaming
+from onnxcomp.ir.wire import varint
 from tests.helpers.text import model
 
 if TYPE_CHECKING:
@@ -74,4 +75,4 @@ def test_weights_of_other_files_come_in(tmp_path: Path, monkeypatch: pytest.Monk
 def test_lengths(number: int) -> None:
     from google.protobuf.internal.encoder import _VarintBytes  # type: ignore[import-untyped]
 
-    assert streaming._varint(number) == _VarintBytes(number)
+    assert varint(number) == _VarintBytes(number)
