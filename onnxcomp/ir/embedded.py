@@ -10,7 +10,6 @@ makes this give up, and the ordinary parser reads the file and says what is wron
 
 from __future__ import annotations
 
-import mmap
 import secrets
 import sys
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from onnxcomp.ir.backend import ir
 from onnxcomp.ir.wire import tag, varint
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Iterator
-    from pathlib import Path
 
 # A smaller file is read whole: it takes no time, and whoever writes over it disturbs nobody.
 LARGE_FILE_BYTES = 64 << 20
@@ -65,12 +64,17 @@ class Lean:
     Attributes:
         message: The model; large weights are external data at `location`.
         location: A name that nobody could guess, so that no file can state it.
-        size: Bytes of the file.
+        mapped: The file itself, whatever its name comes to stand for later.
     """
 
     message: bytes
     location: str
-    size: int
+    mapped: mmap.mmap
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.mapped)
 
 
 def new_location() -> str:
@@ -78,8 +82,11 @@ def new_location() -> str:
     return f"onnxcomp-own-{secrets.token_hex(16)}"
 
 
-def without_weights(view: memoryview) -> Lean | None:
+def without_weights(mapped: mmap.mmap) -> Lean | None:
     """Takes large weights out of a model file.
+
+    Args:
+        mapped: The file; it must stay open as long as the weights are in use.
 
     Returns:
         What remains; None when there is nothing to take out or the file is unusual.
@@ -87,11 +94,13 @@ def without_weights(view: memoryview) -> Lean | None:
     if sys.byteorder != "little":
         return None
     location = new_location()
-    try:
-        parts, found = _model(view, location.encode())
-    except _UnusualError:
-        return None
-    return Lean(b"".join(parts), location, len(view)) if found else None
+    with memoryview(mapped) as view:
+        try:
+            parts, found = _model(view, location.encode())
+            message = b"".join(parts) if found else b""
+        except _UnusualError:
+            return None
+    return Lean(message, location, mapped) if found else None
 
 
 def _model(view: memoryview, location: bytes) -> tuple[list[bytes | memoryview], int]:
@@ -194,14 +203,12 @@ def _text(number: int, text: bytes) -> bytes:
     return tag(number, _BYTES) + varint(len(text)) + text
 
 
-def map_weights(core: ir.Model, path: Path, lean: Lean) -> None:
+def map_weights(core: ir.Model, lean: Lean) -> None:
     """Gives weights that were left in the file arrays that look into it."""
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), lean.size, access=mmap.ACCESS_READ)
     for value in core.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and str(tensor.location) == lean.location:
-            value.const_value = _mapped(tensor, mapped)
+            value.const_value = _mapped(tensor, lean.mapped)
 
 
 def _mapped(tensor: ir.ExternalTensor, mapped: mmap.mmap) -> ir.TensorProtocol:

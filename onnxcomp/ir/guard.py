@@ -153,12 +153,13 @@ def _parse(descriptor: int, path: Path, size: int, *, lean: bool) -> tuple[Model
     model = ModelProto()
     left = None
     try:
-        with (
-            mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) as mapped,
-            memoryview(mapped) as view,
-        ):
-            left = without_weights(view) if lean else None
-            model.ParseFromString(view if left is None else left.message)
+        mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
+        left = without_weights(mapped) if lean else None
+        if left is not None:
+            model.ParseFromString(left.message)
+        else:
+            with mapped, memoryview(mapped) as view:
+                model.ParseFromString(view)
     except (DecodeError, ValueError):  # ValueError: the file shrank since it was measured
         raise ModelError(f"{_named(path)} is not an ONNX model: {_not_a_model(path)}") from None
     except MemoryError:

@@ -103,7 +103,7 @@ class Model:
         external = storage.has_external(proto, left.location if left else "")
         core = _to_ir(proto, own=True)
         if left is not None:
-            map_weights(core, path, left)
+            map_weights(core, left)
         if external:
             for graph in ir_graphs(core):
                 ir.external_data.set_base_dir(graph, path.parent)

@@ -95,6 +95,15 @@ def test_runs_and_saves(tmp_path: Path) -> None:
     assert (Model.load(path).graph.initializers["w"].const_value.numpy() != 0).any()  # type: ignore[union-attr]
 
 
+def test_another_file_of_that_name_changes_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx", a_model())
+    model = Model.load(path)
+    other = a_model()
+    other.graph.initializer[1].raw_data = bytes(4 * SIZE)
+    write(tmp_path / "other.onnx", other).replace(path)
+    assert model.to_proto() == Model.load(a_model()).to_proto()
+
+
 def test_a_weight_may_lie_anywhere(tmp_path: Path) -> None:
     """Names of every length move the weight through all places between multiples of four."""
     for length in range(1, 9):
