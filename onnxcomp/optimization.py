@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,26 +87,8 @@ def optimize(  # noqa: PLR0913 - each is something that a user may want to say
     Raises:
         UserError: If the model cannot be read or is not valid.
     """
-    if input_shapes or batch:
-        pinned = pin_shapes(source, input_shapes, batch)
-        result = optimize(
-            pinned.model,
-            target=target,
-            verify=verify,
-            samples=samples,
-            threads=threads,
-            seed=seed,
-            progress=progress,
-            reproducer=reproducer,
-            explain=explain,
-            opset=opset,
-            inline_functions=inline_functions,
-            rules=rules,
-        )
-        outcomes = (*pinned.outcomes, *result.outcomes)
-        text = f"{pinned.pipeline},{result.pipeline}"
-        return dataclasses.replace(result, outcomes=outcomes, pipeline=text)
-    original = Model.load(source)
+    pinned = pin_shapes(source, input_shapes, batch) if input_shapes or batch else None
+    original = Model.load(source) if pinned is None else pinned.model
     # Numbers are compared at the end, of this step as well.
     first = "" if opset is None else f"convert-opset{{version={opset} verify=false}},"
     first += "inline-functions," if inline_functions else ""
@@ -119,30 +102,64 @@ def optimize(  # noqa: PLR0913 - each is something that a user may want to say
         "reproducer": reproducer,
         "explain": explain,
     }
-    if not verify:
-        return pipeline.run(original, **options)
-    from onnxcomp.verify import LARGE_BYTES, Equivalence
-
-    twin = (
-        original.copy()
-    )  # looked at in another thread; serialising a model touches it for a moment
-    given = isinstance(source, (str, Path))
-    reference = (twin.runnable_path if given else None) or twin
-    equivalence = Equivalence(
-        reference, signature_of=twin, feeds=samples, threads=threads, seed=seed
-    )
-    with ThreadPoolExecutor(1) as ahead:
-        if original.nbytes <= LARGE_BYTES:
-            ahead.submit(equivalence.prepare)  # the runtime works while the passes do
+    if verify:
+        from_file = pinned is None and isinstance(source, (str, Path))
+        compared = _Compared(from_file=from_file, samples=samples, seed=seed)
+        result = compared.run(pipeline, original, options)
+    else:
         result = pipeline.run(original, **options)
-    if not result.changed or same_lineage(original, result.model):
-        return result
-    if equivalence.difference(result.model):
-        watched = dataclasses.replace(pipeline, instruments=(equivalence,))
-        result = watched.run(original, **options)
-        _refuse_conversion(result, opset)
-    notes = (equivalence.note,) if equivalence.note else ()
-    return dataclasses.replace(result, notes=(*result.notes, *notes))
+    _refuse_conversion(result, opset)
+    return result if pinned is None else _after(pinned, result)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A run whose result is compared with what came in.
+
+    Attributes:
+        from_file: Whether the model can be compared with the file that it came from.
+        samples: What it is compared on; made up if there is nothing.
+        seed: Seed of what is made up.
+    """
+
+    from_file: bool
+    samples: Sequence[Mapping[str, np.ndarray]] | None
+    seed: int
+
+    def run(self, pipeline: Pipeline, original: Model, options: dict[str, Any]) -> Result:
+        """Runs a pipeline; if the result differs, once more with every pass watched."""
+        from onnxcomp.verify import LARGE_BYTES, Equivalence
+
+        # Looked at in another thread; serialising a model touches it for a moment.
+        twin = original.copy()
+        reference = (twin.runnable_path if self.from_file else None) or twin
+        equivalence = Equivalence(
+            reference,
+            signature_of=twin,
+            feeds=self.samples,
+            threads=options["threads"],
+            seed=self.seed,
+        )
+        with ThreadPoolExecutor(1) as ahead:
+            if original.nbytes <= LARGE_BYTES:
+                ahead.submit(equivalence.prepare)  # the runtime works while the passes do
+            result = pipeline.run(original, **options)
+        if not result.changed or same_lineage(original, result.model):
+            return result
+        if equivalence.difference(result.model):
+            watched = dataclasses.replace(pipeline, instruments=(equivalence,))
+            result = watched.run(original, **options)
+        notes = (equivalence.note,) if equivalence.note else ()
+        return dataclasses.replace(result, notes=(*result.notes, *notes))
+
+
+def _after(first: Result, second: Result) -> Result:
+    """One result of two runs, one after the other."""
+    return dataclasses.replace(
+        second,
+        outcomes=(*first.outcomes, *second.outcomes),
+        pipeline=f"{first.pipeline},{second.pipeline}",
+    )
 
 
 def _refuse_conversion(result: Result, opset: int | None) -> None:
