@@ -86,6 +86,20 @@ class NeedsSamples:
         return None
 
 
+@dataclass(frozen=True)
+class NeedsReference:
+    """The pass compares the model with what it was before anything lossy was done to it.
+
+    A pipeline keeps that model from the step before its first lossy pass; where none comes before, the
+    caller has to give it.
+    """
+
+    def unmet(self, model: Model, samples: Samples | None) -> str | None:
+        """Returns nothing: whether there is a reference is known to the pipeline alone."""
+        del model, samples
+        return None
+
+
 @dataclass
 class Context:
     """Everything a pass may use. It prints nothing and logs nothing; it reports through here.
@@ -98,6 +112,8 @@ class Context:
         samples: Calibration data, if the caller gave any.
         progress: Progress bars for work that can take more than two seconds.
         threads: How many threads sessions of this pass may use.
+        reference: What the model was before anything lossy was done to it, for passes that need it
+            (`NeedsReference`); not to be changed.
     """
 
     model: Model
@@ -107,6 +123,7 @@ class Context:
     samples: Samples | None = None
     progress: Progress = QUIET
     threads: int = 0
+    reference: Model | None = None
     diagnostics: list[Diagnostic] = field(default_factory=list)
 
     @cached_property

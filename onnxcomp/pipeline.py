@@ -16,7 +16,7 @@ from onnxcomp.diagnostics import Diagnostic, Location, Severity
 from onnxcomp.errors import PassFailedError, RecipeError, UserError
 from onnxcomp.ir import Edit, Model
 from onnxcomp.ir.consistency import inconsistency
-from onnxcomp.passbase import QUIET, Context, Outcome, Pass
+from onnxcomp.passbase import QUIET, Context, NeedsReference, Outcome, Pass
 from onnxcomp.recipe import Fixpoint, Recipe
 from onnxcomp.stages import stage
 
@@ -152,6 +152,7 @@ class Pipeline:
         on_failure: Literal["raise", "skip"] = "raise",
         reproducer: str | Path | None = None,
         explain: bool = False,
+        reference: Source | None = None,
     ) -> Result:
         """Rewrites a model.
 
@@ -165,6 +166,8 @@ class Pipeline:
             reproducer: Folder for the model before the failing pass and the steps that remained; by
                 default one is made in the system's temporary folder.
             explain: Record which nodes became what, for `Result.explanation`.
+            reference: The model before anything lossy was done to it, for passes that compare with it;
+                by default the model as it is before the first lossy pass.
 
         Returns:
             The new model and what was done to it.
@@ -176,6 +179,8 @@ class Pipeline:
         start = time.perf_counter()
         model = Model.load(source)
         run = _Run(self, model, _samples(samples, model), threads, progress, on_failure, reproducer)
+        if reference is not None:
+            run.reference = Model.load(reference)
         if explain:
             from onnxcomp.ir.trace import Trace
 
@@ -208,17 +213,27 @@ class _Run:
     on_failure: str
     reproducer: str | Path | None
     outcomes: list[Outcome] = field(default_factory=list)
+    reference: Model | None = None
 
     def __post_init__(self) -> None:
         self.edit = Edit(self.model)
         self.facts = Facts(self.model)
+        self._compares = any(_compares(step) for step in _flat(self.pipeline.steps))
 
     def check_requirements(self) -> None:
         """Refuses to start when some pass could not do its work."""
+        known = self.reference is not None
         for step in _flat(self.pipeline.steps):
             for need in step.needs:
                 if reason := need.unmet(self.model, self.samples):
                     raise UserError(f"{step.name} {reason}")
+            if _compares(step) and not known:
+                raise UserError(
+                    f"{step.name} compares with the model before it was quantized or pruned",
+                    hint="give that model as --reference (reference=), or put this pass behind the one "
+                    "that quantizes or prunes",
+                )
+            known = known or not step.lossless
 
     def steps(self, steps: Sequence[Pass | Fixpoint]) -> bool:
         """Runs steps in order; returns whether any changed the model."""
@@ -245,6 +260,8 @@ class _Run:
 
     def step(self, step: Pass, remaining: Sequence[Pass | Fixpoint]) -> bool:
         """Runs one pass as a transaction."""
+        if self._compares and self.reference is None and not step.lossless:
+            self.reference = self.model.copy()
         ctx = Context(
             self.model,
             self.edit,
@@ -253,6 +270,7 @@ class _Run:
             self.samples,
             self.progress,
             self.threads,
+            self.reference,
         )
         for instrument in self.pipeline.instruments:
             instrument.before(step, self.model)
@@ -339,6 +357,10 @@ class _Run:
         except (UserError, OSError) as error:
             return f"could not be written to {folder}: {error}"
         return str(folder)
+
+
+def _compares(step: Pass) -> bool:
+    return any(isinstance(need, NeedsReference) for need in step.needs)
 
 
 def _flat(steps: Sequence[Pass | Fixpoint]) -> list[Pass]:

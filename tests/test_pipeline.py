@@ -11,7 +11,14 @@ from typing_extensions import override
 
 from onnxcomp.errors import PassFailedError, UserError
 from onnxcomp.ir import Model, ir
-from onnxcomp.passbase import Context, NeedsSamples, Outcome, Pass, Requirement
+from onnxcomp.passbase import (
+    Context,
+    NeedsReference,
+    NeedsSamples,
+    Outcome,
+    Pass,
+    Requirement,
+)
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.recipe import Fixpoint, read_recipe
 
@@ -174,3 +181,42 @@ def test_report_says_what_was_done() -> None:
     assert report.models[0].nodes == 2
     assert report.to_dict()["steps"][0]["stats"]["nodes removed"] == 1
     assert "drop-one-relu" in str(report)
+
+
+class Lose(Pass):
+    """Changes what the model computes."""
+
+    name: ClassVar[str] = "lose"
+
+    @override
+    def run(self, ctx: Context) -> None:
+        ctx.edit.set_operator(ctx.model.graph[-1], "Abs")
+
+
+class LookBack(Pass):
+    """Notes what the model was."""
+
+    name: ClassVar[str] = "look-back"
+    needs: ClassVar[tuple[Requirement, ...]] = (NeedsReference(),)
+
+    @override
+    def run(self, ctx: Context) -> None:
+        assert ctx.reference is not None
+        ctx.note("TST102", None, " ".join(node.op_type for node in ctx.reference.graph))
+
+
+def test_reference_is_the_model_before_the_first_lossy_pass() -> None:
+    result = Pipeline((DropOneRelu(), Lose(), LookBack())).run(onnx.parser.parse_model(TEXT))
+    assert [found.message for found in result.diagnostics if found.code == "TST102"] == ["Relu Neg"]
+
+
+def test_reference_of_the_caller_wins() -> None:
+    given = onnx.parser.parse_model(TEXT.replace("Neg", "Exp"))
+    result = Pipeline((Lose(), LookBack())).run(onnx.parser.parse_model(TEXT), reference=given)
+    assert [found.message for found in result.diagnostics] == ["Relu Relu Exp"]
+
+
+def test_comparing_pass_without_a_lossy_one_before_it_needs_a_reference() -> None:
+    pipeline = Pipeline((DropOneRelu(), LookBack()))
+    with pytest.raises(UserError, match="--reference"):
+        pipeline.run(onnx.parser.parse_model(TEXT))

@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 
     from onnxcomp.cli.shared import SharedState
 
+# Groups that find their commands in the registry of passes.
+_FAMILIES = frozenset({"quantize", "prune", "convert", "apply"})
 COMMANDS = {
-    name: f"onnxcomp.cli.{name}:{name}"
+    name: f"onnxcomp.cli.{'family' if name in _FAMILIES else name}:{name}"
     for name in (
         "compress",
         "optimize",
         "quantize",
+        "prune",
+        "convert",
+        "apply",
         "run",
         "compare",
         "bench",

@@ -178,6 +178,13 @@ data_options = bundle(
     click.option("--samples", type=click.IntRange(min=1), help="Use at most this many samples."),
 )
 
+reference_option = click.option(
+    "--reference",
+    type=MODEL,
+    metavar="MODEL",
+    help="The float model, for passes that repair what quantizing or pruning did to it.",
+)
+
 machine_options = bundle(
     Machine,
     "machine",

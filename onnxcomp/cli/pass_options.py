@@ -22,6 +22,7 @@ TAKEN = frozenset(
         "data",
         "preprocess",
         "samples",
+        "reference",
         "output",
         "in-place",
         "external-data",

@@ -13,6 +13,7 @@ from onnxcomp.cli.options import (
     data_options,
     explain_option,
     output_options,
+    reference_option,
 )
 from onnxcomp.cli.output import progress
 from onnxcomp.cli.rewrite import Job, conclude
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--passes", metavar="TEXT", help="Passes as text, instead of a recipe.")
 @output_options
 @data_options
+@reference_option
 @explain_option
 @conditions_options
 @everywhere
@@ -39,6 +41,7 @@ def run(
     passes: str | None,
     output: Output,
     data: Data,
+    reference: Path | None,
     explain: bool,
     conditions: Conditions,
 ) -> int:
@@ -68,7 +71,12 @@ def run(
     job = Job("run", model, place, output, data, conditions, samples, options)
     check_names(recipe.check)
     result = pipeline.run(
-        source, samples=samples, threads=conditions.threads, progress=progress(), explain=explain
+        source,
+        samples=samples,
+        threads=conditions.threads,
+        progress=progress(),
+        explain=explain,
+        reference=reference,
     )
     gates = checked(recipe.check, source, result.model, samples, seed=conditions.seed)
     return conclude(job, result, gates)

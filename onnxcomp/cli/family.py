@@ -1,9 +1,10 @@
-"""`onnxcomp quantize`: one command for each installed pass named `quantize-...`."""
+"""`onnxcomp quantize`, `prune`, `convert`, `apply`: one command for each installed pass."""
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 from typing_extensions import override
@@ -14,6 +15,7 @@ from onnxcomp.cli.options import (
     data_options,
     model_argument,
     output_options,
+    reference_option,
 )
 from onnxcomp.cli.output import progress
 from onnxcomp.cli.rewrite import Job, conclude
@@ -26,18 +28,31 @@ if TYPE_CHECKING:
     from onnxcomp.cli.options import Conditions, Data, Output
     from onnxcomp.passbase import Pass
 
-PREFIX = "quantize-"
+
+@dataclass(frozen=True)
+class Family:
+    """Passes that are commands of one group.
+
+    Attributes:
+        prefix: What their names start with; the command's name is the rest.
+        simplify: Whether the lossless passes run first unless the user says otherwise.
+    """
+
+    prefix: str = ""
+    simplify: bool = False
 
 
-class QuantizeGroup(Group):
+class FamilyGroup(Group):
     """Finds its commands in the registry of passes."""
+
+    family: ClassVar[Family]
 
     @override
     def list_commands(self, ctx: click.Context) -> list[str]:
         from onnxcomp import registry
 
-        names = (name for name in registry.passes() if name.startswith(PREFIX))
-        return [name.removeprefix(PREFIX) for name in names]
+        prefix = self.family.prefix
+        return [name.removeprefix(prefix) for name in registry.passes() if name.startswith(prefix)]
 
     @override
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -46,9 +61,34 @@ class QuantizeGroup(Group):
         from onnxcomp import registry
 
         try:
-            return make_command(cmd_name, registry.get(PREFIX + cmd_name))
+            found = registry.get(self.family.prefix + cmd_name)
+            return make_command(cmd_name, found, simplify=self.family.simplify)
         except RecipeError as error:
             return _broken(cmd_name, error)
+
+
+class QuantizeGroup(FamilyGroup):
+    """Passes named `quantize-...`."""
+
+    family = Family("quantize-", simplify=True)
+
+
+class PruneGroup(FamilyGroup):
+    """Passes named `prune-...`."""
+
+    family = Family("prune-", simplify=True)
+
+
+class ConvertGroup(FamilyGroup):
+    """Passes named `convert-...`."""
+
+    family = Family("convert-")
+
+
+class ApplyGroup(FamilyGroup):
+    """All passes."""
+
+    family = Family()
 
 
 @click.group(cls=QuantizeGroup)
@@ -57,16 +97,35 @@ def quantize() -> None:
     """Makes a model compute with smaller numbers. Plug-ins add methods."""
 
 
-def make_command(name: str, found: type[Pass]) -> click.Command:
+@click.group(cls=PruneGroup)
+@everywhere
+def prune() -> None:
+    """Takes parts of a model away. Plug-ins add methods."""
+
+
+@click.group(cls=ConvertGroup)
+@everywhere
+def convert() -> None:
+    """Changes the form of a model: its opset, its numbers. Plug-ins add forms."""
+
+
+@click.group(cls=ApplyGroup)
+@everywhere
+def apply() -> None:
+    """Runs one pass, by its name, on a model. `onnxcomp passes` lists them."""
+
+
+def make_command(name: str, found: type[Pass], *, simplify: bool = True) -> click.Command:
     """Makes the command of a pass; its options and its help come from the pass."""
     from onnxcomp.cli.pass_options import build, options_of
 
     @model_argument
     @output_options
     @data_options
+    @reference_option
     @click.option(
         "--simplify/--no-simplify",
-        default=True,
+        default=simplify,
         show_default=True,
         help="Run the lossless passes first.",
     )
@@ -94,6 +153,7 @@ def _run(
     model: Path,
     output: Output,
     data: Data,
+    reference: Path | None,
     simplify: bool,
     conditions: Conditions,
 ) -> int:
@@ -107,7 +167,13 @@ def _run(
     source = Model.load(model)
     samples = data.load(source.signature().inputs)
     job = Job(command, model, place, output, data, conditions, samples, step.options())
-    result = pipeline.run(source, samples=samples, threads=conditions.threads, progress=progress())
+    result = pipeline.run(
+        source,
+        samples=samples,
+        threads=conditions.threads,
+        progress=progress(),
+        reference=reference,
+    )
     return conclude(job, result)
 
 
