@@ -52,6 +52,10 @@ class OutputDifference:
             the largest count as that large.
         top1: Share of rows with the same largest class, None when the output does not look like scores.
         non_finite: Elements that are NaN or infinite on one side only, or differently so.
+        kept: Share of its accuracy that a classifier keeps if its probabilities are right, None when the
+            output does not look like scores. A class that was nearly as likely costs next to nothing,
+            so a few samples say more than with `top1`.
+        probabilities: Whether the rows of scores are probabilities already.
     """
 
     name: str
@@ -65,6 +69,8 @@ class OutputDifference:
     max_relative: float | None
     top1: float | None
     non_finite: int
+    kept: float | None = None
+    probabilities: bool = False
 
 
 def looks_like_scores(array: np.ndarray, *, is_alone: bool = True) -> bool:
@@ -78,10 +84,14 @@ def looks_like_scores(array: np.ndarray, *, is_alone: bool = True) -> bool:
     rows = _wide(array).reshape(-1, array.shape[-1])
     if not np.isfinite(rows).all():
         return False
-    if (rows >= 0).all() and np.allclose(rows.sum(axis=1), 1, atol=1e-2):
+    if _are_probabilities(rows):
         return True
     is_unit = np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3)
     return is_alone and array.ndim == 2 and not is_unit and bool((rows < 0).any())
+
+
+def _are_probabilities(rows: np.ndarray) -> bool:
+    return bool((rows >= 0).all()) and np.allclose(rows.sum(axis=-1), 1, atol=1e-2)
 
 
 class RunningDifference:
@@ -95,7 +105,9 @@ class RunningDifference:
         self.signal = self.noise = self.abs_sum = self.cosine_sum = 0.0
         self.max_abs = self.max_relative = 0.0
         self.rows = self.same_rows = 0
+        self.believed = self.kept = 0.0
         self.is_scores: bool | None = None
+        self.are_probabilities = False
         self.is_numeric = False
 
     def add(self, want: np.ndarray, got: np.ndarray | None, tolerance: Tolerance | None) -> str:
@@ -129,11 +141,30 @@ class RunningDifference:
     def _add_top1(self, want: np.ndarray, got: np.ndarray) -> None:
         if self.is_scores is None and want.size:
             self.is_scores = looks_like_scores(want, is_alone=self._is_alone)
+            self.are_probabilities = bool(self.is_scores) and _are_probabilities(want)
         if self.is_scores and want.ndim >= 2 and want.size:
             same = want.argmax(axis=-1) == got.argmax(axis=-1)
             same &= ~np.isnan(got).any(axis=-1)
             self.rows += same.size
             self.same_rows += int(same.sum())
+            self._add_kept(want, got)
+
+    def _add_kept(self, want: np.ndarray, got: np.ndarray) -> None:
+        """Adds how probable the best classes are, and how much less so those chosen instead.
+
+        A classifier whose probabilities are right is right that often.
+        """
+        rows, chosen = want.reshape(-1, want.shape[-1]), got.reshape(-1, want.shape[-1])
+        usable = np.isfinite(rows).all(axis=1)
+        broken = np.isnan(chosen[usable]).any(axis=1)
+        rows, chosen = rows[usable], chosen[usable]
+        if not self.are_probabilities:
+            rows = np.exp(rows - rows.max(axis=1, keepdims=True))
+            rows /= rows.sum(axis=1, keepdims=True)
+        best = rows.max(axis=1)
+        other = np.take_along_axis(rows, chosen.argmax(axis=1)[:, None], axis=1)[:, 0]
+        self.believed += float(best.sum())
+        self.kept += float(np.where(broken, 0.0, other).sum())
 
     def _add_numbers(self, want: np.ndarray, got: np.ndarray, tolerance: Tolerance | None) -> str:
         exact, approximate = _wide(want), _wide(got)
@@ -177,6 +208,8 @@ class RunningDifference:
             max_relative=self.max_relative if numeric else None,
             top1=self.same_rows / self.rows if self.rows else None,
             non_finite=self.non_finite,
+            kept=self.kept / self.believed if self.believed else None,
+            probabilities=self.are_probabilities,
         )
 
 

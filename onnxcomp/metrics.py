@@ -102,8 +102,9 @@ class Fidelity:
 
     Attributes:
         kind: `top1` counts rows with the same largest class, `cosine` compares directions, `sqnr` is the
-            signal-to-noise ratio in dB; the worst output counts. `fidelity` takes top-1 for
-            outputs that look like class scores and the cosine for all others.
+            signal-to-noise ratio in dB; the worst output counts. `fidelity` takes, for outputs that
+            look like class scores, the share of accuracy that is kept if the original's probabilities
+            are right, and the cosine for all others.
     """
 
     kind: Kind = "fidelity"
@@ -230,9 +231,14 @@ def parse_drop(text: str) -> float:
 
 
 def _agreement(output: OutputDifference) -> float:
-    """Returns the share of an output that is kept: top-1, else cosine, else equal elements."""
-    if output.top1 is not None:
-        return output.top1
+    """Returns the share of an output that is kept: of accuracy, else cosine, else equal elements.
+
+    What looks like scores but not like probabilities may be something else, so its direction counts too.
+    """
+    if output.kept is not None:
+        if output.probabilities or output.cosine is None:
+            return output.kept
+        return min(output.kept, output.cosine)
     if output.cosine is not None and output.dtype not in _IDENTIFIERS:
         return output.cosine
     return 1 - output.differing / output.elements if output.elements else 1.0

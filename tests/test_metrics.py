@@ -126,13 +126,25 @@ class TestUserMetric:
 
 
 class TestFidelity:
-    def test_classes_count_where_there_are_scores(self) -> None:
-        found = Fidelity().score(
-            comparison(np.array([[1.0, -1.0], [1.0, -1.0]]), np.array([[1.0, -1.0], [0.5, 0.7]]))
-        )
+    def test_another_class_costs_what_it_is_less_likely(self) -> None:
+        want = np.array([[0.9, 0.1], [0.6, 0.4]])
+        found = Fidelity().score(comparison(want, np.array([[0.8, 0.2], [0.4, 0.6]])))
         assert found.name == "fidelity"
-        assert found.primary == 0.5
+        assert found.primary == pytest.approx((0.9 + 0.4) / (0.9 + 0.6))
+        assert found.values["top1"] == 0.5
         assert set(found.values) == {"fidelity", "top1", "cosine", "sqnr"}
+
+    def test_numbers_that_may_not_be_scores_must_also_point_the_same_way(self) -> None:
+        want = np.array([[1.0, -1.0], [1.0, -1.0]])
+        found = Fidelity().score(comparison(want, np.array([[1.0, -1.0], [0.5, 0.7]])))
+        chance = math.exp(1) / (math.exp(1) + math.exp(-1))
+        assert found.values["cosine"] < (chance + (1 - chance)) / (2 * chance)
+        assert found.primary == found.values["cosine"]
+
+    def test_a_row_that_is_not_a_number_is_lost(self) -> None:
+        want = np.array([[0.5, 0.5], [1.0, 0.0]])
+        found = Fidelity().score(comparison(want, np.array([[0.5, 0.5], [np.nan, 0.0]])))
+        assert found.primary == pytest.approx(0.5 / 1.5)
 
     def test_direction_counts_elsewhere(self) -> None:
         found = Fidelity().score(comparison(np.array([1.0, 0.0]), np.array([1.0, 1.0])))
@@ -152,8 +164,8 @@ class TestFidelity:
         metric = Fidelity()
         before = evaluate(metric, Scaled(1), feeds)
         after = evaluate(metric, Scaled(-1), feeds, reference=Reference(Scaled(1), feeds))
-        assert (before.primary, after.primary) == (1, 0)
-        assert metric.drop(before, after) == 1
+        assert (before.primary, after.primary) == (1, -1)
+        assert metric.drop(before, after) == 2
 
 
 class TestDrop:
