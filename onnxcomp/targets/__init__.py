@@ -1,5 +1,6 @@
 """Where models run: one table per execution provider, and the loader."""
 
-from onnxcomp.targets.table import Family, Fixed, Target, Weight, load_target
+from onnxcomp.targets.load import load_target, target_names
+from onnxcomp.targets.table import Family, Fixed, Refusal, Target, Weight
 
-__all__ = ["Family", "Fixed", "Target", "Weight", "load_target"]
+__all__ = ["Family", "Fixed", "Refusal", "Target", "Weight", "load_target", "target_names"]
