@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from onnxcomp.targets import Family, Target
 
 _FLOAT = ir.DataType.FLOAT
+# Constants beyond this stand for infinity, as in masks.
+_HUGE = 1e6
 _RESIZE_MODES = frozenset({"nearest", "linear"})
 
 
@@ -52,6 +54,8 @@ class Candidate:
         """The outputs that carry a Q, behind what is absorbed."""
         if self.absorbed is not None:
             return (self.absorbed.outputs[0],)
+        if self.family.role == "read":
+            return ()
         return tuple(value for value in self.node.outputs if value.name)
 
     @property
@@ -108,7 +112,7 @@ def find_candidates(
     result = Candidates()
     for node in graph:
         family = target.family_of(standard_op(node))
-        if family is None or not _is_float(node, shapes):
+        if family is None or not _is_float(node, family, shapes):
             continue
         reason = options.rejects(node) or _unfit(node, family)
         if reason:
@@ -129,10 +133,15 @@ def _candidate(node: ir.Node, family: Family, target: Target, options: Filter) -
     )
 
 
-def _is_float(node: ir.Node, shapes: ShapeMap) -> bool:
+def _is_float(node: ir.Node, family: Family, shapes: ShapeMap) -> bool:
     """Whether the node works on float32 tensors that change from run to run."""
-    if constant(input_at(node, 0)) is not None and constant(input_at(node, 1)) is not None:
+    first = family.first
+    if constant(input_at(node, first)) is not None and (
+        constant(input_at(node, first + 1)) is not None
+    ):
         return False
+    if family.role == "read":
+        return shapes.dtype(input_at(node, 0)) == _FLOAT
     kinds = {shapes.dtype(value) for value in node.outputs if value.name}
     return kinds == {_FLOAT}
 
@@ -147,7 +156,7 @@ def _weight_index(node: ir.Node, family: Family) -> int | None:
 def _activation_indices(node: ir.Node, family: Family, weight: int | None) -> Iterator[int]:
     if family.role == "join" or (family.weight is not None and weight is None):
         for index, value in enumerate(node.inputs):
-            if value is not None and constant(value) is None:
+            if index >= family.first and value is not None and constant(value) is None:
                 yield index
     else:
         yield 0
@@ -192,10 +201,14 @@ def _unfit_weight(node: ir.Node, family: Family) -> str:
 def _unfit_join(node: ir.Node, family: Family) -> str:
     if family.role != "join":
         return ""
-    for value in node.inputs:
+    for value in node.inputs[family.first :]:
         tensor = constant(value)
-        if tensor is not None and (tensor.size != 1 or tensor.dtype != _FLOAT):
+        if tensor is None:
+            continue
+        if tensor.size != 1 or tensor.dtype != _FLOAT:
             return "an input is a constant with more than one value"
+        if not abs(float(tensor.numpy().reshape(-1)[0])) < _HUGE:
+            return "a constant is so large that nothing else would be left on its grid"
     return ""
 
 

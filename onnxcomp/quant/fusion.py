@@ -56,7 +56,7 @@ def _runs_in_float(
     node: onnx.NodeProto, candidate: Candidate, makers: Mapping[str, onnx.NodeProto]
 ) -> str:
     kind = candidate.node.op_type
-    if candidate.family.role == "follow":
+    if candidate.family.role in {"follow", "read"}:
         maker = makers.get(node.input[0]) if node.input else None
         if node.op_type == kind and maker is not None and maker.op_type == "DequantizeLinear":
             return f"the provider runs {kind} behind a DequantizeLinear"

@@ -43,11 +43,19 @@ BETWEEN = {
     "Reshape": "b = Reshape (a, reshaped)",
     "Squeeze": "b1 = Unsqueeze (a, zero) b = Squeeze (b1, zero)",
     "Unsqueeze": "b1 = Unsqueeze (a, zero) b = Squeeze (b1, zero)",
+    "Split": "p, q = Split <axis = 1, num_outputs = 2> (a) b = Concat <axis = 1> (q, p)",
+    "Where": "b = Where (mask, a, a2)",
+    "ReduceMax": "b = ReduceMax (a, two)",
+    "ReduceMin": "b = ReduceMin (a, two)",
 }
 CHANNELS = {"Concat": 16, "DepthToSpace": 2}
 OTHERS = {
     "Gemm": (
         "g (float[4, 16] x) => (float[4, 8] y) <float[16, 8] w, float[8] c> { y = Gemm (x, w, c) }"
+    ),
+    "ArgMax": (
+        "g (float[4, 16] x) => (int64[4, 1] y) <float[16, 8] w, float[8] c>"
+        "{ a = Gemm (x, w, c) y = ArgMax <axis = 1> (a) }"
     ),
     "MatMul": "g (float[4, 16] x) => (float[4, 8] y) <float[16, 8] w> { y = MatMul (x, w) }",
     "Flatten": (
@@ -65,7 +73,7 @@ def between(op_type: str) -> onnx.ModelProto:
         <float[8, 8, 3, 3] w0, float[8, 8, 1, 1] w, float[8] c, float[8, {channels}, 1, 1] w1,
          float[4] twice = {{1, 1, 2, 2}}, int64[1] zero = {{0}}, int64[1] four = {{4}}, int64[1] two = {{2}},
          int64[4] repeats = {{1, 1, 2, 1}}, int64[4] shape = {{2, 8, 8, 8}},
-         int64[4] reshaped = {{1, 8, 4, 16}}> {{
+         int64[4] reshaped = {{1, 8, 4, 16}}, bool[8] mask = {{1, 0, 1, 1, 0, 0, 1, 0}}> {{
           a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w0, c)
           {second}
           {BETWEEN[op_type]}

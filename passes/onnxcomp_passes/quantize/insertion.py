@@ -242,7 +242,9 @@ class Inserter:
             self._weight_and_bias(candidate, candidate.weight)
         elif candidate.family.role == "join" or candidate.is_product_of_activations:
             for index, value in enumerate(node.inputs):
-                if value is not None and constant(value) is not None:
+                if index < candidate.family.first or value is None:
+                    continue
+                if constant(value) is not None:
                     self._scalar(node, index, value)
 
     def _weight_and_bias(self, candidate: Candidate, index: int) -> None:
