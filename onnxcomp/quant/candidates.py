@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import array, attribute, constant, input_at, is_op, single_use, standard_op
+from onnxcomp.quant.plan_inputs import keep_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ class Candidate:
         absorbed: A Relu or Clip behind it that vanishes into the Q.
         weight: Index of the constant weight, None when it has none.
         activations: Indices of the inputs that are activations.
+        float_outputs: Whether no output carries a Q.
     """
 
     node: ir.Node
@@ -43,6 +45,7 @@ class Candidate:
     absorbed: ir.Node | None
     weight: int | None
     activations: tuple[int, ...]
+    float_outputs: bool = False
 
     @property
     def key(self) -> str:
@@ -54,7 +57,7 @@ class Candidate:
         """The outputs that carry a Q, behind what is absorbed."""
         if self.absorbed is not None:
             return (self.absorbed.outputs[0],)
-        if self.family.role == "read":
+        if self.family.role == "read" or self.float_outputs:
             return ()
         return tuple(value for value in self.node.outputs if value.name)
 
@@ -119,6 +122,8 @@ def find_candidates(
             result.refused.append((node, reason))
         else:
             result.found[key_of(node)] = _candidate(node, family, target, options)
+    if target.style == "inputs":
+        keep_inputs(result, shapes)
     return result
 
 
