@@ -76,7 +76,9 @@ class Fallback:
         for site in self.sites.found:
             if reason := self._constants(site):
                 _keep(site, reason)
-                doubtful += [v for v in site.makes if not self._is_seen(v) and not _is_bounded(site)]
+                doubtful += [
+                    v for v in site.makes if not self._is_seen(v) and not _is_bounded(site)
+                ]
             if self.target.dtype == ir.DataType.FLOAT16:
                 doubtful += self._grown(site)
         for value, site in self.sites.maker.items():
@@ -152,10 +154,11 @@ class Fallback:
     def _keep_exact(self) -> None:
         """What positions, sizes and angles are computed from needs more than 11 bits."""
         for site in list(self.sites.found):
-            if is_op(site.node, *_PERIODIC):
-                if site.reason or any(self._is_wide(value) for value in site.reads()):
-                    _keep(site, "an angle needs more digits")
-                    self._exact(site.reads(), "an angle is computed from it")
+            if is_op(site.node, *_PERIODIC) and (
+                site.reason or any(self._is_wide(value) for value in site.reads())
+            ):
+                _keep(site, "an angle needs more digits")
+                self._exact(site.reads(), "an angle is computed from it")
         for owner, index in self.sites.indifferent:
             if isinstance(owner, ir.Node) and is_op(owner, "Cast"):
                 source = owner.inputs[index]

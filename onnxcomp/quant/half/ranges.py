@@ -98,7 +98,7 @@ def weight_trouble(tensor: ir.TensorProtocol, target: Format) -> str:
     return loss.trouble(target)
 
 
-def observe(  # noqa: PLR0913 - everything but the first four has a default
+def observe(
     model: Model,
     points: Sequence[str],
     samples: Iterable[Mapping[str, np.ndarray]],

@@ -204,7 +204,7 @@ class _Builder:
         for index in range(states, len(node.outputs)):
             self._joint(node, [(body, index)], [node.outputs[index]])
 
-    def _carried(  # noqa: PLR0913 - four places that belong together
+    def _carried(
         self, node: ir.Node, body: ir.Graph, given: int, into: int, out: int, result: int
     ) -> None:
         slots: list[tuple[Owner, int]] = [(node, given), (body, out)]

@@ -159,8 +159,9 @@ class ConvertFloat16(Pass):
         for site in sites.found:
             if site.node is not None and site.reason:
                 kept.setdefault(site.node, site.reason)
+        hint = "" if ctx.samples else "give samples: ranges seen there decide"
         for node, reason in list(kept.items())[:_NAMED]:
-            ctx.skip("HLF101", node, reason)
+            ctx.skip("HLF101", node, reason, hint if "sample" in reason else "")
         if len(kept) > _NAMED:
             ctx.skip("HLF101", None, f"{len(kept) - _NAMED} more nodes stay in float32")
 
@@ -177,7 +178,9 @@ class ConvertFloat16(Pass):
                 ctx.skip("HLF102", value, trouble)
                 continue
             first = next(iter(graph), None)
-            half = ctx.edit.initializer(narrowed(tensor, target), name=f"{value.name}_half", graph=graph)
+            half = ctx.edit.initializer(
+                narrowed(tensor, target), name=f"{value.name}_half", graph=graph
+            )
             cast = ctx.edit.insert(
                 "Cast",
                 [half],
