@@ -20,6 +20,8 @@ BINS = 2048
 ENOUGH = 1 << 15
 _SMALLEST_EXPONENT = -120
 _NEXT_TO_NOTHING = 1e-9
+# Masks add -10,000 or the smallest number there is; few steps of the grid are then in use.
+_HUGE, _FEW_STEPS = 1e3, 8
 
 
 class Histogram:
@@ -81,6 +83,16 @@ class Histogram:
             old = np.arange(self._first, self._first + self._bins.size, dtype=np.int64)
             np.add.at(bins, (old >> (exponent - self._exponent)) - first, self._bins)
         self._exponent, self._first, self._bins = exponent, first, bins
+
+    @property
+    def is_drowned(self) -> bool:
+        """Whether a few huge numbers, as masks add them, leave next to no step of 256 to the others."""
+        reach = max(abs(self.low), abs(self.high))
+        if not reach >= _HUGE:
+            return False
+        step = (max(self.high, 0.0) - min(self.low, 0.0)) / 255.0
+        steps = np.unique(np.rint(self.centres[self._bins > 0] / step))
+        return bool(steps.size <= _FEW_STEPS)
 
     @property
     def counts(self) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -91,16 +92,41 @@ def _described(scheme: Scheme) -> str:
             return str(scheme)
 
 
-def make_plan(candidates: Candidates, keys: Collection[str], target: Target) -> Plan:
+@dataclass(frozen=True)
+class Formats:
+    """Number formats of activations.
+
+    Attributes:
+        usual: That of most.
+        others: Those of values whose name, or whose maker's name, matches a pattern; the first one counts.
+    """
+
+    usual: QScheme
+    others: Mapping[str, QScheme] = field(default_factory=dict)
+
+    def of(self, value: ir.Value) -> QScheme:
+        """Returns the format of a value."""
+        maker = value.producer()
+        names = (value.name or "", maker.name if maker is not None and maker.name else "")
+        for pattern, scheme in self.others.items():
+            if pattern in names or any(fnmatchcase(name, pattern) for name in names if name):
+                return scheme
+        return self.usual
+
+
+def make_plan(
+    candidates: Candidates, keys: Collection[str], target: Target, formats: Formats | None = None
+) -> Plan:
     """Plans the activations around the nodes that are to be computed in int8.
 
     Args:
         candidates: Nodes that can be.
         keys: Those that shall be.
         target: Where the model will run.
+        formats: Number formats, by default that of the target for all.
     """
     chosen = [candidate for candidate in candidates if candidate.key in keys]
-    own = QScheme(target.activation.dtype, target.activation.symmetric)
+    own = formats or Formats(QScheme(target.activation.dtype, target.activation.symmetric))
     makers = {point.name: c for c in chosen for point in c.points}
     readers = {value.name for c in chosen for value in c.inputs}
     points: dict[Point, Scheme] = {}
@@ -118,11 +144,12 @@ def carries_q(candidate: Candidate, value: ir.Value, readers: Collection[str | N
     return not candidate.family.float_output or value.name in readers
 
 
-def _scheme(value: ir.Value, makers: Mapping[str | None, Candidate], own: QScheme) -> Scheme:
+def _scheme(value: ir.Value, makers: Mapping[str | None, Candidate], own: Formats) -> Scheme:
     maker = makers.get(value.name)
     if maker is None:
-        return own
+        return own.of(value)
     if maker.family.role == "follow":
         return Shared(maker.inputs[0].name or "")
-    fixed = maker.family.fixed
-    return own if fixed is None else Fixed(fixed.scale, fixed.zero_point, own.dtype)
+    fixed, found = maker.family.fixed, own.of(value)
+    is_usual = fixed is not None and found.dtype == "uint8" and not found.symmetric
+    return Fixed(fixed.scale, fixed.zero_point) if fixed is not None and is_usual else found

@@ -10,15 +10,17 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-DType = Literal["uint8", "int8", "int32"]
+DType = Literal["uint8", "int8", "uint16", "int16", "int32"]
 
 _LIMITS: dict[str, tuple[int, int]] = {
     "uint8": (0, 255),
     "int8": (-128, 127),
+    "uint16": (0, 65535),
+    "int16": (-32768, 32767),
     "int32": (-(2**31), 2**31 - 1),
 }
 # Steps between the largest negative and positive number of a symmetric scheme, on one side.
-_ONE_SIDE = {"uint8": 127, "int8": 127}
+_ONE_SIDE = {"uint8": 127, "int8": 127, "uint16": 32767, "int16": 32767}
 
 
 @dataclass(frozen=True)

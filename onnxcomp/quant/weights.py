@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,12 +12,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # With 7 bits a sum of two products of u8 and s8 stays inside 16 bits.
-FULL_RANGE, REDUCED_RANGE = 127, 64
+FULL_RANGE, REDUCED_RANGE, SIXTEEN_BITS = 127, 64, 32767
 _INT32_ROOM = float(2**30)
 
 
-def weight_params(weight: NDArray[Any], axis: int | None, *, reduce_range: bool = False) -> Params:
-    """Returns the symmetric int8 grid of a weight, which covers every value.
+WeightType = Literal["int8", "uint8", "int16"]
+_MIDDLE: dict[WeightType, int] = {"int8": 0, "uint8": 128, "int16": 0}
+
+
+def weight_params(
+    weight: NDArray[Any],
+    axis: int | None,
+    *,
+    reduce_range: bool = False,
+    dtype: WeightType = "int8",
+) -> Params:
+    """Returns the symmetric grid of a weight, which covers every value.
 
     With 255 steps, clipping the largest weights was never found to lower the squared error.
 
@@ -25,14 +35,17 @@ def weight_params(weight: NDArray[Any], axis: int | None, *, reduce_range: bool 
         weight: The weight.
         axis: Axis along which scales vary, None for one scale.
         reduce_range: Use 7 bits, for processors that saturate.
+        dtype: Element type.
     """
     levels = REDUCED_RANGE if reduce_range else FULL_RANGE
+    if dtype == "int16":
+        levels = SIXTEEN_BITS
     others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
     largest = np.abs(weight).max(axis=others, keepdims=True).astype(np.float32)
     largest = np.where(largest > np.finfo(np.float32).tiny * levels, largest, np.float32(levels))
     scale = largest / np.float32(levels)
     final = np.asarray(scale.reshape(() if axis is None else (-1,)), np.float32)
-    return Params(final, np.zeros(final.shape, np.int8), axis)
+    return Params(final, np.full(final.shape, _MIDDLE[dtype], np.dtype(dtype)), axis)
 
 
 def widened_for_bias(params: Params, bias: NDArray[Any], input_scale: float) -> Params:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import pytest
 
 from onnxcomp.compare import compare
-from onnxcomp.errors import SamplesError, UserError
+from onnxcomp.errors import RecipeError, SamplesError, UserError
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import Session, optimized_model
 from onnxcomp_passes.quantize.quantize_static import QuantizeStatic
@@ -381,3 +382,75 @@ def test_samples_are_needed() -> None:
 def test_every_diagnostic_is_explained() -> None:
     source = "".join(str(value) for value in QuantizeStatic.codes)
     assert len(re.findall(r"QNT\d{3}", source)) == len(set(re.findall(r"QNT\d{3}", source))) == 11
+
+
+def stored(result: Result) -> Counter[str]:
+    """Element types of zero points of QuantizeLinear."""
+    found: Counter[str] = Counter()
+    for node in result.model.graph:
+        zero = node.inputs[2] if node.op_type == "QuantizeLinear" else None
+        if zero is not None and zero.const_value is not None:
+            found[zero.const_value.dtype.name.lower()] += 1
+    return found
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8", "uint16", "int16"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_activations_of_each_type(activations: str, symmetric: bool) -> None:
+    feeds = samples(1, 3, 16, 16)
+    options = {"activations": activations, "symmetric": symmetric, "withdraw": False}
+    result = run(RESIDUAL, feeds, **options)
+    assert set(stored(result)) == {activations}
+    assert sqnr(RESIDUAL, result, feeds) > 25
+    zeros = {
+        int(node.inputs[2].const_value.numpy())
+        for node in result.model.graph
+        if node.op_type == "QuantizeLinear"
+    }
+    middle = {"uint8": 128, "int8": 0, "uint16": 32768, "int16": 0}[activations]
+    assert (zeros == {middle}) == symmetric
+
+
+def test_sixteen_bits_need_a_newer_opset() -> None:
+    feeds = samples(1, 3, 16, 16)
+    source = onnx.version_converter.convert_version(model(RESIDUAL), 17)
+    assert run(source, feeds, withdraw=False).model.opset == 17
+    assert run(source, feeds, activations="int16", withdraw=False).model.opset == 21
+
+
+def test_sixteen_bits_everywhere_are_nearer_than_eight() -> None:
+    feeds = samples(1, 3, 16, 16)
+    wide = run(RESIDUAL, feeds, activations="int16", weights="int16", withdraw=False)
+    narrow = run(RESIDUAL, feeds)
+    assert sqnr(RESIDUAL, wide, feeds) > sqnr(RESIDUAL, narrow, feeds) + 30
+
+
+def test_some_activations_of_another_type() -> None:
+    feeds = samples(1, 3, 16, 16)
+    result = run(RESIDUAL, feeds, mixed={"a": "uint16", "r[12]": "uint16"}, withdraw=False)
+    assert stored(result)["uint16"] == 2  # r1 and r2; `a` is absorbed
+    assert stored(result)["uint8"] > 2
+    with pytest.raises(RecipeError, match='cannot be "uint4"'):
+        run(RESIDUAL, feeds, mixed={"a": "uint4"})
+
+
+def test_unsigned_weights_have_their_zero_in_the_middle() -> None:
+    feeds = samples(1, 3, 16, 16)
+    result = run(RESIDUAL, feeds, weights="uint8")
+    weight = next(n for n in result.model.graph if n.op_type == "Conv").inputs[1].producer()
+    assert weight.inputs[0].const_value.dtype.name == "UINT8"
+    assert set(weight.inputs[2].const_value.numpy().tolist()) == {128}
+    assert sqnr(RESIDUAL, result, feeds) > 25
+
+
+@pytest.mark.parametrize("minus", ["-3e38", "-10000"])
+def test_what_a_mask_of_huge_numbers_went_into_stays_float(minus: str) -> None:
+    graph = """
+        g (float[1, 4, 16] x, bool[1, 4, 16] m) => (float[1, 4, 16] y) <float[16, 16] w, float minus = {MINUS}> {
+          a = MatMul (x, w) b = Where (m, a, minus) y = Softmax <axis = -1> (b)
+        }""".replace("MINUS", minus)
+    rng = np.random.default_rng(5)
+    feeds = [{"x": rng.normal(size=(1, 4, 16)).astype("f4"), "m": rng.random((1, 4, 16)) < 0.5}]
+    result = run(graph, feeds)
+    assert codes(result)["QNT103"] >= 1
+    assert sqnr(graph, result, feeds) > 20

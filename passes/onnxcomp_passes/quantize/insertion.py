@@ -10,8 +10,14 @@ import numpy as np
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import attribute, constant, input_at, is_op, producer_of, single_use
 from onnxcomp.quant.candidates import key_of
-from onnxcomp.quant.scheme import Params, QScheme, params_for_range
-from onnxcomp.quant.weights import bias_params, weight_params, weight_shift, widened_for_bias
+from onnxcomp.quant.scheme import DType, Params, QScheme, params_for_range
+from onnxcomp.quant.weights import (
+    WeightType,
+    bias_params,
+    weight_params,
+    weight_shift,
+    widened_for_bias,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -39,7 +45,13 @@ _SEEN_THROUGH = (
     ),
     *("Squeeze", "Unsqueeze", "Expand", "Tile", "DepthToSpace", "Gather"),
 )
-_TYPES = {"uint8": ir.DataType.UINT8, "int8": ir.DataType.INT8, "int32": ir.DataType.INT32}
+_TYPES = {
+    "uint8": ir.DataType.UINT8,
+    "int8": ir.DataType.INT8,
+    "uint16": ir.DataType.UINT16,
+    "int16": ir.DataType.INT16,
+    "int32": ir.DataType.INT32,
+}
 
 
 @dataclass(frozen=True)
@@ -49,10 +61,12 @@ class Weights:
     Attributes:
         per_channel: One scale for each output channel instead of one for all.
         reduce_range: Use 7 bits.
+        dtype: Element type.
     """
 
     per_channel: bool = True
     reduce_range: bool = False
+    dtype: WeightType = "int8"
 
 
 @dataclass
@@ -257,7 +271,9 @@ class Inserter:
         axis = _axis(candidate, weight.ndim) if self.weights.per_channel else None
         params = self._remembered(
             ("grid", value, axis),
-            lambda: weight_params(weight, axis, reduce_range=self.weights.reduce_range),
+            lambda: weight_params(
+                weight, axis, reduce_range=self.weights.reduce_range, dtype=self.weights.dtype
+            ),
         )
         bias_index = candidate.family.bias
         bias = None if bias_index is None else input_at(node, bias_index)
@@ -335,7 +351,7 @@ class Inserter:
         made = self._constants.get(key)
         if made is None:
             numbers = self._remembered(("numbers", *key), lambda: params.quantize(weight))
-            made = self._constant(numbers, f"{value.name}_int8")
+            made = self._constant(numbers, f"{value.name}_{numbers.dtype.name}")
             self._constants[key] = made
             self.edit.count("weights quantized")
         self._dq_constant(node, index, value, made, params)
@@ -346,9 +362,22 @@ class Inserter:
             raise ValueError(f"not a constant: {value.name}")
         array = tensor.numpy()
         number = float(array.reshape(-1)[0])
-        params = params_for_range(number, number, QScheme())
-        made = self._constant(params.quantize(array), f"{value.name}_uint8")
+        scheme = QScheme(self._neighbour_type(node), symmetric=False)
+        params = params_for_range(number, number, scheme)
+        made = self._constant(params.quantize(array), f"{value.name}_{scheme.dtype}")
         self._dq_constant(node, index, value, made, params)
+
+    def _neighbour_type(self, node: ir.Node) -> DType:
+        """The type of the activations that a node reads: all its inputs must have the same one."""
+        for value in node.inputs:
+            maker = None if value is None else value.producer()
+            source = (
+                self._names.get(maker.inputs[0]) if maker is not None and maker.inputs else None
+            )
+            if source is not None:
+                found: DType = self.params[source].zero_point.dtype.name  # type: ignore[assignment]
+                return found
+        return "uint8"
 
     def _dq_constant(
         self, node: ir.Node, index: int, old: ir.Value, stored: ir.Value, params: Params

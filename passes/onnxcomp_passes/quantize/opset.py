@@ -1,4 +1,4 @@
-"""Brings a model to the opset that per-channel DequantizeLinear needs."""
+"""Brings a model to the opset that its number formats need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from onnxcomp.ir import Edit, Model, ir
 
 _NEED_RANK = frozenset({"Hardmax", "LogSoftmax", "Softmax"})
-VERSION = 13
+# Scales along an axis; Q and DQ of 16 bits.
+VERSION, SIXTEEN_BITS = 13, 21
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,11 @@ class Ranks:
         return self.shapes.shape(value)
 
 
-def find_ranks(model: Model, shapes: ShapeMap, feeds: Mapping[str, np.ndarray]) -> Ranks:
+def find_ranks(
+    model: Model, shapes: ShapeMap, feeds: Mapping[str, np.ndarray], version: int = VERSION
+) -> Ranks:
     """Returns the number of dimensions of what Softmax reads: inferred, or seen in a run."""
-    if model.opset >= VERSION:
+    if model.opset >= version:
         return Ranks(shapes, {})
     values = [n.inputs[0] for n in model.nodes() if standard_op(n) in _NEED_RANK]
     unknown = [v for v in values if v is not None and v.name and shapes.rank(v) is None]
@@ -56,14 +59,14 @@ def find_ranks(model: Model, shapes: ShapeMap, feeds: Mapping[str, np.ndarray]) 
     return Ranks(shapes, {name: np.ndim(outputs[name]) for name in taps})
 
 
-def obstacle(model: Model, edit: Edit, known: Ranks) -> str:
-    """Returns why a model cannot be brought to opset 13 without a change of meaning, empty when it can."""
-    if model.opset >= VERSION:
+def obstacle(model: Model, edit: Edit, known: Ranks, version: int = VERSION) -> str:
+    """Returns why a model cannot be brought to an opset without a change of meaning, empty when it can."""
+    if model.opset >= version:
         return ""
     if model.core.functions:
         return "it has local functions"
     mark = edit.mark()
-    blocked = convert(model, edit, known, VERSION)
+    blocked = convert(model, edit, known, version)
     edit.rollback(mark)
     if not blocked:
         return ""
@@ -71,7 +74,7 @@ def obstacle(model: Model, edit: Edit, known: Ranks) -> str:
     return reason if node is None else f"{node.op_type} of opset {model.opset}: {reason}"
 
 
-def raise_to_13(model: Model, edit: Edit, known: Ranks) -> None:
+def raise_to(model: Model, edit: Edit, known: Ranks, version: int = VERSION) -> None:
     """Rewrites the nodes of a model for which `obstacle` found none."""
-    if model.opset < VERSION:
-        convert(model, edit, known, VERSION)
+    if model.opset < version:
+        convert(model, edit, known, version)

@@ -11,20 +11,22 @@ from pydantic import Field, PositiveInt
 from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
-from onnxcomp.errors import SamplesError
+from onnxcomp.errors import RecipeError, SamplesError, quoted
 from onnxcomp.ir.ops import subgraphs
 from onnxcomp.passbase import Context, NeedsSamples, Pass
 from onnxcomp.quant.calibrate import calibrate
 from onnxcomp.quant.candidates import Filter, find_candidates
 from onnxcomp.quant.fusion import check_fusion
+from onnxcomp.quant.plan import Formats
 from onnxcomp.quant.regions import find_regions
+from onnxcomp.quant.scheme import DType, QScheme
 from onnxcomp.targets.features import saturates
 from onnxcomp_passes.quantize.batchnorm import batchnorm_to_conv
 from onnxcomp_passes.quantize.equalize import Equalize
 from onnxcomp_passes.quantize.fuse_pointwise import FusePointwise
 from onnxcomp_passes.quantize.insertion import Weights
 from onnxcomp_passes.quantize.means import channel_means
-from onnxcomp_passes.quantize.opset import find_ranks, obstacle, raise_to_13
+from onnxcomp_passes.quantize.opset import SIXTEEN_BITS, VERSION, find_ranks, obstacle, raise_to
 from onnxcomp_passes.quantize.placing import HEAVY, PlacementSearch
 from onnxcomp_passes.quantize.trial import Bench, ObserverSearch
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from onnxcomp.ir import ir
     from onnxcomp.quant.candidates import Candidate
     from onnxcomp.quant.observers import Histogram, Method
+    from onnxcomp.targets import Target
 
 # Samples on which observers are compared.
 _JUDGED = 8
@@ -71,8 +74,8 @@ class QuantizeStatic(Pass):
     codes: ClassVar[Mapping[str, str]] = {
         "QNT101": "The model has quantized operators already; it was left as it is, because rounding twice "
         "only loses. Start from the float model.",
-        "QNT102": "Per-channel Q/DQ needs opset 13, and an operator of this model means something else "
-        "there. Export the model with opset 13 or later.",
+        "QNT102": "Per-channel Q/DQ needs opset 13, Q/DQ of 16 bits opset 21, and an operator of this model means something else "
+        "there. Export the model with a newer opset.",
         "QNT103": "The target has no int8 kernel for this form of the operator, or an option left it out.",
         "QNT104": "The provider runs this node inside a fused float kernel, which Q/DQ would take apart.",
         "QNT105": "Measured on the samples, the node costs less time in float than in int8 with the "
@@ -95,12 +98,22 @@ class QuantizeStatic(Pass):
     """Share of values that `percentile` keeps on each side."""
     placement: Literal["measured", "all", "weighted"] = "measured"
     """What is quantized: what measurably gains, all that can be, or Conv, Gemm and MatMul only."""
+    activations: Literal["auto", "uint8", "int8", "uint16", "int16"] = "auto"
+    """Element type of activations; `auto` is what the target computes fastest."""
+    symmetric: bool | None = None
+    """Whether the zero point of activations is the middle of the type; by default as the target wants it."""
+    weights: Literal["int8", "uint8", "int16"] = "int8"
+    """Element type of weights, whose zero point is the middle of it."""
+    mixed: Mapping[str, str] = Field(default_factory=dict)
+    """Other element types for activations whose name, or whose operator's name, matches a pattern: `/head/*=uint16`."""
     per_channel: bool = True
     """One scale for each output channel of a weight instead of one for all."""
     reduce_range: bool | None = None
     """Weights of 7 bits; by default where the processor needs it."""
     prepare: bool = True
     """First do what `fuse-pointwise` and `equalize` do, which makes rounding cost less."""
+    withdraw: bool = True
+    """Take Q/DQ out again around nodes that the provider leaves in float; `false` for another runtime than this."""
     correct_bias: bool = True
     """Take out of each bias what the rounding of the weight adds to the mean of the output."""
     skip: tuple[str, ...] = ()
@@ -116,13 +129,14 @@ class QuantizeStatic(Pass):
     def run(self, ctx: Context) -> None:
         if self._is_quantized(ctx):
             return
-        ranks = find_ranks(ctx.model, ctx.facts.get(Shapes()), self._feeds(ctx))
-        if reason := obstacle(ctx.model, ctx.edit, ranks):
-            ctx.skip("QNT102", None, reason, hint="export the model with opset 13 or later")
+        version = self._opset()
+        ranks = find_ranks(ctx.model, ctx.facts.get(Shapes()), self._feeds(ctx), version)
+        if reason := obstacle(ctx.model, ctx.edit, ranks, version):
+            ctx.skip("QNT102", None, reason, hint=f"export the model with opset {version} or later")
             return
         self._note_bodies(ctx)
         mark = ctx.edit.mark()
-        raise_to_13(ctx.model, ctx.edit, ranks)
+        raise_to(ctx.model, ctx.edit, ranks, version)
         if self.prepare:
             FusePointwise().run(ctx)
             batchnorm_to_conv(ctx)
@@ -130,7 +144,8 @@ class QuantizeStatic(Pass):
         bench = self._bench(ctx)
         keys = self._place(ctx, bench) if bench.candidates.found else frozenset()
         methods = self._observers(ctx, bench, keys)
-        keys = _checked(ctx, bench, keys, methods)
+        if self.withdraw:
+            keys = _checked(ctx, bench, keys, methods)
         if not keys:
             if not bench.candidates.found:
                 ctx.skip("QNT111", None, "nothing can be computed in int8")
@@ -139,6 +154,11 @@ class QuantizeStatic(Pass):
             return
         bench.apply(bench.plan(keys), methods)
         ctx.edit.count("nodes in int8", len(keys))
+
+    def _opset(self) -> int:
+        """The opset that the formats need."""
+        wide = any("16" in kind for kind in (self.activations, self.weights, *self.mixed.values()))
+        return SIXTEEN_BITS if wide else VERSION
 
     @staticmethod
     def _is_quantized(ctx: Context) -> bool:
@@ -179,11 +199,33 @@ class QuantizeStatic(Pass):
         for key in [c.key for c in candidates if not _is_seen(c, seen)]:
             node = candidates.found.pop(key).node
             ctx.skip("QNT103", node, "its activations are empty or not float32")
-        weights = Weights(self.per_channel, self._reduces_range(ctx))
+        for candidate in [c for c in candidates if _drowns(c, seen)]:
+            del candidates.found[candidate.key]
+            why = "numbers that stand for infinity would leave one or two steps to all others"
+            ctx.skip("QNT103", candidate.node, why)
+        weights = Weights(self.per_channel, self._reduces_range(ctx), self.weights)
         means = channel_means(ctx, candidates) if self.correct_bias else {}
         return Bench(
-            model, ctx.edit, target, candidates, regions, seen, weights, self.percentile, means
+            model,
+            ctx.edit,
+            target,
+            candidates,
+            regions,
+            seen,
+            weights,
+            self.percentile,
+            means,
+            self._formats(target),
         )
+
+    def _formats(self, target: Target) -> Formats:
+        usual = target.activation
+        symmetric = usual.symmetric if self.symmetric is None else self.symmetric
+        dtype = usual.dtype if self.activations == "auto" else self.activations
+        others = {
+            name: QScheme(_activation_type(kind), symmetric) for name, kind in self.mixed.items()
+        }
+        return Formats(QScheme(dtype, symmetric), others)
 
     def _reduces_range(self, ctx: Context) -> bool:
         if self.reduce_range is not None:
@@ -231,6 +273,14 @@ class QuantizeStatic(Pass):
         return best
 
 
+def _activation_type(text: str) -> DType:
+    known: tuple[DType, ...] = ("uint8", "int8", "uint16", "int16")
+    for dtype in known:
+        if text == dtype:
+            return dtype
+    raise RecipeError(f"activations cannot be {quoted(text)}", hint=f"one of {', '.join(known)}")
+
+
 def _checked(
     ctx: Context, bench: Bench, keys: frozenset[str], methods: Mapping[str, Method]
 ) -> frozenset[str]:
@@ -252,6 +302,12 @@ def _checked(
 def _values(graph: ir.Graph) -> dict[str, ir.Value]:
     made = (value for node in graph for value in node.outputs)
     return {value.name or "": value for value in (*graph.inputs, *made)}
+
+
+def _drowns(candidate: Candidate, seen: Mapping[str, Histogram]) -> bool:
+    """Whether a mask of huge numbers makes the grid of an activation useless."""
+    values = (*candidate.inputs, *candidate.points)
+    return any(seen[value.name or ""].is_drowned for value in values)
 
 
 def _is_seen(candidate: Candidate, seen: Mapping[str, Histogram]) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onnxcomp.ir import Edit, Model
     from onnxcomp.quant.candidates import Candidates
     from onnxcomp.quant.observers import Histogram, Method
-    from onnxcomp.quant.plan import Plan
+    from onnxcomp.quant.plan import Formats, Plan
     from onnxcomp.quant.regions import Regions
     from onnxcomp.targets import Target
 
@@ -50,6 +50,7 @@ class Bench:
         weights: How weights are quantized.
         percentile: Share that the observer `percentile` keeps.
         means: Mean of each channel that a node with a weight reads, for the correction of biases.
+        formats: Number formats of activations, those of the target by default.
     """
 
     model: Model
@@ -61,13 +62,14 @@ class Bench:
     weights: Weights
     percentile: float = 99.99
     means: Mapping[str, np.ndarray] = field(default_factory=dict)
+    formats: Formats | None = None
     _memory: dict[Hashable, Any] = field(default_factory=dict)
     _kinds: dict[str, str] = field(default_factory=dict)
     _params: dict[tuple[str, str], Params] = field(default_factory=dict)
 
     def plan(self, keys: Collection[str]) -> Plan:
         """Returns the plan for a set of int8 nodes."""
-        return make_plan(self.candidates, keys, self.target)
+        return make_plan(self.candidates, keys, self.target, self.formats)
 
     def apply(self, plan: Plan, methods: Methods) -> None:
         """Writes a plan into the model, with an observer for each kind of point."""
