@@ -13,6 +13,7 @@ import pytest
 
 from onnxcomp.compare import compare
 from onnxcomp.errors import RecipeError, SamplesError, UserError
+from onnxcomp.ir.ops import array, producer_of
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import Session, optimized_model
 from onnxcomp_passes.quantize.quantize_static import QuantizeStatic
@@ -386,12 +387,13 @@ def test_every_diagnostic_is_explained() -> None:
 
 def stored(result: Result) -> Counter[str]:
     """Element types of zero points of QuantizeLinear."""
-    found: Counter[str] = Counter()
-    for node in result.model.graph:
-        zero = node.inputs[2] if node.op_type == "QuantizeLinear" else None
-        if zero is not None and zero.const_value is not None:
-            found[zero.const_value.dtype.name.lower()] += 1
-    return found
+    return Counter(zero.dtype.name for zero in zero_points(result))
+
+
+def zero_points(result: Result) -> list[np.ndarray]:
+    nodes = [node for node in result.model.graph if node.op_type == "QuantizeLinear"]
+    found = [array(node.inputs[2]) for node in nodes]
+    return [zero for zero in found if zero is not None]
 
 
 @pytest.mark.parametrize("activations", ["uint8", "int8", "uint16", "int16"])
@@ -402,11 +404,7 @@ def test_activations_of_each_type(activations: str, symmetric: bool) -> None:
     result = run(RESIDUAL, feeds, **options)
     assert set(stored(result)) == {activations}
     assert sqnr(RESIDUAL, result, feeds) > 25
-    zeros = {
-        int(node.inputs[2].const_value.numpy())
-        for node in result.model.graph
-        if node.op_type == "QuantizeLinear"
-    }
+    zeros = {int(zero) for zero in zero_points(result)}
     middle = {"uint8": 128, "int8": 0, "uint16": 32768, "int16": 0}[activations]
     assert (zeros == {middle}) == symmetric
 
@@ -437,9 +435,14 @@ def test_some_activations_of_another_type() -> None:
 def test_unsigned_weights_have_their_zero_in_the_middle() -> None:
     feeds = samples(1, 3, 16, 16)
     result = run(RESIDUAL, feeds, weights="uint8")
-    weight = next(n for n in result.model.graph if n.op_type == "Conv").inputs[1].producer()
-    assert weight.inputs[0].const_value.dtype.name == "UINT8"
-    assert set(weight.inputs[2].const_value.numpy().tolist()) == {128}
+    conv = next(n for n in result.model.graph if n.op_type == "Conv")
+    rounding = producer_of(conv.inputs[1], "DequantizeLinear")
+    assert rounding is not None
+    numbers, zeros = array(rounding.inputs[0]), array(rounding.inputs[2])
+    assert numbers is not None
+    assert numbers.dtype == np.uint8
+    assert zeros is not None
+    assert set(zeros.tolist()) == {128}
     assert sqnr(RESIDUAL, result, feeds) > 25
 
 
