@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from onnxcomp.quant.plan_inputs import share_in_joins
 from onnxcomp.quant.scheme import Fixed, QScheme, Scheme, Shared
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def make_plan(
         for value in candidate.points:
             if carries_q(candidate, value, readers):
                 points.setdefault(value.name or "", _scheme(value, makers, own))
+    share_in_joins(points, chosen, target)
     return Plan({c.key: c.family.name for c in chosen}, points)
 
 

@@ -89,6 +89,8 @@ def share_in_joins(
     The provider can then concatenate the numbers as they are. A value takes part in one Concat only:
     the one that covers all others that it takes part in, if there is one (DenseNet).
     """
+    if target.style != "inputs":
+        return
     values = {value.name or "": value for c in candidates for value in c.inputs}
     leaves: dict[str, frozenset[ir.Value]] = {}
     for name in list(points):

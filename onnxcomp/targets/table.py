@@ -75,6 +75,8 @@ class Weight(_Table):
     """Attribute that swaps the two axes when it is not 0."""
     optional: bool = False
     """Whether the operator is also computed in int8 when this input is an activation."""
+    per_channel: bool = True
+    """Whether its scales may vary, where those of weights do."""
 
 
 class Fixed(_Table):

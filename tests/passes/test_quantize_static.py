@@ -382,7 +382,7 @@ def test_samples_are_needed() -> None:
 
 def test_every_diagnostic_is_explained() -> None:
     source = "".join(str(value) for value in QuantizeStatic.codes)
-    assert len(re.findall(r"QNT\d{3}", source)) == len(set(re.findall(r"QNT\d{3}", source))) == 11
+    assert len(re.findall(r"QNT\d{3}", source)) == len(set(re.findall(r"QNT\d{3}", source))) >= 14
 
 
 def stored(result: Result) -> Counter[str]:

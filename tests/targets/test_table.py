@@ -121,7 +121,7 @@ def test_families_and_reasons() -> None:
 
 @pytest.mark.parametrize("name", ["gpuu", "../cpu", "table", ""])
 def test_an_unknown_target_is_a_clear_error(name: str) -> None:
-    with pytest.raises(RecipeError, match="there are: cpu"):
+    with pytest.raises(RecipeError, match="there are: coreml, cpu"):
         load_target(name)
 
 

@@ -62,11 +62,13 @@ class Weights:
         per_channel: One scale for each output channel instead of one for all.
         reduce_range: Use 7 bits.
         dtype: Element type.
+        float_bias: Leave biases float instead of int32.
     """
 
     per_channel: bool = True
     reduce_range: bool = False
     dtype: WeightType = "int8"
+    float_bias: bool = False
 
 
 @dataclass
@@ -282,6 +284,10 @@ class Inserter:
             self._weight(node, index, value, weight, params)
             self._correct_following(candidate, weight, params, axis)
             return
+        if self.weights.float_bias:
+            self._weight(node, index, value, weight, params)
+            self._corrected(node, bias_index, self._shift(candidate, weight, params, axis))
+            return
         numbers = found.numpy().reshape(-1)
         source = self._input_scale(candidate)
         channels = weight.shape[axis if axis is not None else 0]
@@ -302,15 +308,18 @@ class Inserter:
         if not is_op(candidate.node, "MatMul") or add is None or not is_op(add, "Add"):
             return
         index = 0 if add.inputs[1] is candidate.node.outputs[0] else 1
-        value = add.inputs[index]
+        self._corrected(add, index, self._shift(candidate, weight, params, axis))
+
+    def _corrected(self, node: ir.Node, index: int, shift: np.ndarray | float) -> None:
+        """Takes the shift of a mean out of a bias that stays float."""
+        value = node.inputs[index]
         found = constant(value)
-        shift = self._shift(candidate, weight, params, axis)
         if value is None or found is None or found.shape.numpy()[-1:] != np.shape(shift):
             return
         numbers = (
             (found.numpy().reshape(-1) - shift).astype(np.float32).reshape(found.numpy().shape)
         )
-        self.edit.set_input(add, index, self._constant(numbers, f"{value.name}_corrected"))
+        self.edit.set_input(node, index, self._constant(numbers, f"{value.name}_corrected"))
         self._freed.append(value)
 
     def _shift(
@@ -412,7 +421,8 @@ class Inserter:
 def _axis(candidate: Candidate, rank: int) -> int | None:
     """Returns the axis of the output channels of a weight."""
     rule = candidate.family.weight
-    if rule is None or (candidate.node.op_type == "MatMul" and rank != 2):
+    is_batch = candidate.node.op_type == "MatMul" and rank != 2
+    if rule is None or not rule.per_channel or is_batch:
         return None
     axis = rule.axis % rank
     if rule.transposed_by and attribute(candidate.node, rule.transposed_by, 0):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Keys = frozenset[str]
 
-HEAVY = frozenset({"conv", "gemm", "matmul"})
+HEAVY = frozenset({"conv", "conv-transpose", "gemm", "matmul"})
 # Factors on the cost of conversions: more makes fewer, larger islands of int8.
 _WEIGHTS = (1.0, 2.0)
 _REFINEMENTS = 3

@@ -18,10 +18,19 @@ from onnxcomp.quant.calibrate import calibrate
 from onnxcomp.quant.candidates import Filter, find_candidates
 from onnxcomp.quant.fusion import check_fusion
 from onnxcomp.quant.plan import Formats
-from onnxcomp.quant.regions import find_regions
+from onnxcomp.quant.regions import Regions, find_regions
 from onnxcomp.quant.scheme import DType, QScheme
-from onnxcomp.targets.features import saturates
+from onnxcomp.targets.features import runs_here
 from onnxcomp_passes.quantize.batchnorm import batchnorm_to_conv
+from onnxcomp_passes.quantize.elsewhere import (
+    CODES,
+    computes_no_int8,
+    has_provider,
+    needs_reduced_range,
+    note_refusals,
+    note_unmeasured,
+    testable,
+)
 from onnxcomp_passes.quantize.equalize import Equalize
 from onnxcomp_passes.quantize.fuse_pointwise import FusePointwise
 from onnxcomp_passes.quantize.insertion import Weights
@@ -90,6 +99,7 @@ class QuantizeStatic(Pass):
         "QNT110": "For each kind of activation the observer was taken that came nearest to float.",
         **Equalize.codes,
         "QNT111": "Nothing in the model can be computed in int8.",
+        **CODES,
     }
 
     observer: Literal["auto", "min-max", "percentile", "mse", "entropy"] = "auto"
@@ -127,8 +137,9 @@ class QuantizeStatic(Pass):
 
     @override
     def run(self, ctx: Context) -> None:
-        if self._is_quantized(ctx):
+        if self._is_quantized(ctx) or computes_no_int8(ctx):
             return
+        note_refusals(ctx)
         version = self._opset()
         ranks = find_ranks(ctx.model, ctx.facts.get(Shapes()), self._feeds(ctx), version)
         if reason := obstacle(ctx.model, ctx.edit, ranks, version):
@@ -144,7 +155,7 @@ class QuantizeStatic(Pass):
         bench = self._bench(ctx)
         keys = self._place(ctx, bench) if bench.candidates.found else frozenset()
         methods = self._observers(ctx, bench, keys)
-        if self.withdraw:
+        if self.withdraw and has_provider(ctx.target):
             keys = _checked(ctx, bench, keys, methods)
         if not keys:
             if not bench.candidates.found:
@@ -175,13 +186,13 @@ class QuantizeStatic(Pass):
             ctx.skip("QNT108", None, f"{inner} nodes in bodies of If, Loop or Scan stay float")
 
     def _bench(self, ctx: Context) -> Bench:
-        model, target = ctx.model, ctx.target
+        model, target = ctx.model, testable(ctx.target)
         options = Filter(self.skip, self.only, self.skip_ops)
         shapes = ctx.facts.refresh(Shapes())
         candidates = find_candidates(model.graph, target, shapes, options)
         for node, reason in candidates.refused:
             ctx.skip("QNT103", node, reason)
-        regions = find_regions(model, target.provider)
+        regions = find_regions(model, target.provider) if has_provider(ctx.target) else Regions()
         for key in list(candidates.found):
             if key in regions.sealed:
                 node = candidates.found.pop(key).node
@@ -203,7 +214,9 @@ class QuantizeStatic(Pass):
             del candidates.found[candidate.key]
             why = "numbers that stand for infinity would leave one or two steps to all others"
             ctx.skip("QNT103", candidate.node, why)
-        weights = Weights(self.per_channel, self._reduces_range(ctx), self.weights)
+        per_channel = self.per_channel and target.weight.per_channel
+        is_float = target.bias.dtype == "float32"
+        weights = Weights(per_channel, self._reduces_range(ctx), self.weights, is_float)
         means = channel_means(ctx, candidates) if self.correct_bias else {}
         return Bench(
             model,
@@ -230,8 +243,8 @@ class QuantizeStatic(Pass):
     def _reduces_range(self, ctx: Context) -> bool:
         if self.reduce_range is not None:
             return self.reduce_range
-        if saturates():
-            ctx.note("QNT109", None, "weights have 7 bits: this processor has no VNNI")
+        if needs_reduced_range(ctx.target):
+            ctx.note("QNT109", None, "weights have 7 bits: the processor has no VNNI")
             return True
         return False
 
@@ -241,6 +254,9 @@ class QuantizeStatic(Pass):
             return everything
         if self.placement == "weighted":
             return frozenset(c.key for c in bench.candidates if c.family.name in HEAVY)
+        if not runs_here(ctx.target):
+            note_unmeasured(ctx)
+            return everything
         samples = list(itertools.islice(ctx.samples or (), _JUDGED))
         choice = PlacementSearch(bench, self._feeds(ctx), samples, ctx.threads, ctx.progress).run()
         if not choice.keys:
