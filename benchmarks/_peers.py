@@ -36,6 +36,9 @@ class _Reader:
         self.position += 1
         return self.feeds[self.position - 1] if self.position <= len(self.feeds) else None
 
+    def get_first(self) -> Feeds:
+        return self.feeds[0]
+
     def rewind(self) -> None:
         self.position = 0
 
@@ -141,6 +144,45 @@ def onnxsim_full_qdq(model: Path, feeds: Sequence[Feeds], out: Path, folder: Pat
     return note
 
 
+def quark_default(model: Path, feeds: Sequence[Feeds], out: Path, folder: Path) -> str:
+    """AMD Quark's ready-made configuration for 8 bits."""
+    from quark.onnx import ModelQuantizer, QConfig
+
+    source, note = _at_least_opset_13(model, folder)
+    ModelQuantizer(QConfig.get_default_config("A8W8")).quantize_model(
+        str(source), str(out), _Reader(feeds)
+    )
+    return note
+
+
+def aimet_default(model: Path, feeds: Sequence[Feeds], out: Path, folder: Path) -> str:
+    """AIMET's simulation with int8 weights and activations, exported as QDQ."""
+    import aimet_onnx
+
+    source, note = _at_least_opset_13(model, folder)
+    simulated = aimet_onnx.QuantizationSimModel(
+        onnx.load(str(source)), param_type=aimet_onnx.int8, activation_type=aimet_onnx.int8
+    )
+    simulated.compute_encodings(list(feeds))
+    onnx.save(simulated.to_onnx_qdq(), str(out))
+    return note
+
+
+def modelopt_default(model: Path, feeds: Sequence[Feeds], out: Path, folder: Path) -> str:
+    """NVIDIA ModelOpt's int8 for ONNX, calibrated on the CPU; made for TensorRT."""
+    from modelopt.onnx.quantization import quantize as modelopt_quantize
+
+    source, note = _at_least_opset_13(model, folder)
+    modelopt_quantize(
+        str(source),
+        calibration_data_reader=_Reader(feeds),
+        calibration_eps=["cpu"],
+        high_precision_dtype="fp32",
+        output_path=str(out),
+    )
+    return note
+
+
 Quantizer: TypeAlias = Callable[[Path, Sequence[Feeds], Path, Path], str]
 QUANTIZERS: dict[str, tuple[str, Quantizer]] = {
     "ort_default": ("onnxruntime", ort_default),
@@ -149,7 +191,14 @@ QUANTIZERS: dict[str, tuple[str, Quantizer]] = {
     "nncf": ("nncf", nncf_default),
     "nncf_transformer": ("nncf", nncf_transformer),
     "onnxsim_full_qdq": ("onnxsim", onnxsim_full_qdq),
+    "quark": ("amd-quark", quark_default),
+    "aimet": ("aimet-onnx", aimet_default),
+    "modelopt": ("nvidia-modelopt", modelopt_default),
 }
+PACKAGES = (
+    *("onnxruntime", "nncf", "onnxsim", "onnxslim", "onnxscript"),
+    *("amd-quark", "aimet-onnx", "nvidia-modelopt"),
+)
 
 
 def has_attention(model: Path) -> bool:
@@ -167,6 +216,15 @@ def quantizers_for(model: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------- called by the benchmarks
+
+
+def interpreters(pythons: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The first interpreter that has a peer's package, and the version, by package."""
+    found: dict[str, tuple[str, str]] = {}
+    for python in pythons:
+        for package, version in installed(python).items():
+            found.setdefault(package, (python, version))
+    return found
 
 
 def installed(python: str) -> dict[str, str]:
@@ -235,7 +293,7 @@ def optimizer_command(python: str, package: str, model: Path, out: Path) -> list
 def _main(arguments: list[str]) -> None:
     if arguments[0] == "list":
         versions = {}
-        for package in ("onnxruntime", "nncf", "onnxsim", "onnxslim", "onnxscript"):
+        for package in PACKAGES:
             try:
                 versions[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
 """`onnxcomp compress` against the quantizers of onnxruntime, NNCF and onnxsim, in the same run.
 
     python benchmarks/bench_compress.py [--zoo DIR] [--models NAME...] [--peer-python PYTHON]
-                                        [--work DIR] [--rounds 21]
+                                        [--more-pythons PYTHON...] [--work DIR] [--rounds 21]
 
 Everybody gets the model and the same calibration data, and is scored on evaluation data that nobody
 saw, with the bundle's own metric where there is one. Latency is a ratio to the original model, one
@@ -30,7 +30,7 @@ from _common import (
     write_results,
 )
 from _models import Bundle, chosen_bundles
-from _peers import QUANTIZERS, Quantized, installed, quantize, quantizers_for
+from _peers import QUANTIZERS, Quantized, interpreters, quantize, quantizers_for
 
 COLUMNS = [
     "model",
@@ -57,9 +57,13 @@ def main() -> None:
     options.add_argument("--max-drop", default="1%", help="handed to onnxcomp")
     options.add_argument("--peers", nargs="*", choices=QUANTIZERS, default=list(QUANTIZERS))
     options.add_argument("--only-peers", action="store_true", help="leave onnxcomp out")
+    options.add_argument(
+        "--more-pythons", nargs="*", default=[], help="interpreters with peers that exclude others"
+    )
     options.add_argument("--timeout", type=float, default=1800)
     chosen = options.parse_args()
-    versions = installed(chosen.peer_python)
+    there = interpreters([chosen.peer_python, *chosen.more_pythons])
+    versions = {package: version for package, (_, version) in there.items()}
     absent = sorted({package for package, _ in QUANTIZERS.values()} - set(versions))
     notes = [f"peers: {json.dumps(versions)}"]
     notes += [f"not installed: {', '.join(absent)}"] * bool(absent)
@@ -67,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = chosen.work or Path(temporary)
         for bundle in chosen_bundles(chosen.zoo, chosen.models, Path(temporary), trained=True):
-            found = _bundle_rows(bundle, _tools(chosen, bundle, set(versions)), work, chosen.rounds)
+            found = _bundle_rows(bundle, _tools(chosen, bundle, there), work, chosen.rounds)
             rows += found
             for row in found:
                 say("  ".join(f"{name}={row.get(name)}" for name in COLUMNS))
@@ -83,18 +87,21 @@ def main() -> None:
 Tool: TypeAlias = Callable[[Path], Quantized]
 
 
-def _tools(chosen: argparse.Namespace, bundle: Bundle, packages: set[str]) -> dict[str, Tool]:
+def _tools(
+    chosen: argparse.Namespace, bundle: Bundle, there: dict[str, tuple[str, str]]
+) -> dict[str, Tool]:
     """What to run on a bundle, by name; each takes the path to write to."""
 
     def peer(name: str) -> Tool:
+        python = there[QUANTIZERS[name][0]][0]
         return lambda out: quantize(
-            chosen.peer_python, name, bundle.model, bundle.calibration, out, timeout=chosen.timeout
+            python, name, bundle.model, bundle.calibration, out, timeout=chosen.timeout
         )
 
     tools = {
         name: peer(name)
         for name in quantizers_for(bundle.model)
-        if name in chosen.peers and QUANTIZERS[name][0] in packages
+        if name in chosen.peers and QUANTIZERS[name][0] in there
     }
     return (
         tools if chosen.only_peers else {OURS: lambda out: _compress(chosen, bundle, out), **tools}
