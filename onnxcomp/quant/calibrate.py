@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sized
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from onnxcomp.errors import SamplesError
 from onnxcomp.passbase import QUIET
+from onnxcomp.quant.channels import Channels
 from onnxcomp.quant.observers import Histogram
 from onnxcomp.runtime import Session
 
@@ -16,12 +19,42 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from onnxcomp.ir import Model
-    from onnxcomp.passbase import Progress
+    from onnxcomp.passbase import Progress, Task
 
     Feeds = Mapping[str, np.ndarray]
 
 MEMORY_LIMIT = 1 << 30
 _FLOAT_BYTES = 4
+# Interim results are stored after this many seconds of work, and not at all for less.
+_STORE_AFTER = 5.0
+# Vectors that are kept of an activation, and what those of all of them may take.
+_VECTORS, _VECTOR_BYTES = 256, 64 << 20
+_FEWEST_VECTORS = 16
+
+
+class Store(Protocol):
+    """Where interim results are kept from one run to the next."""
+
+    def load(self, group: int) -> tuple[int, Observed] | None:
+        """Returns what is known of a group of values, and how many samples that took."""
+        ...
+
+    def save(self, group: int, samples: int, found: Observed) -> None:
+        """Keeps what is known of a group of values after some samples."""
+        ...
+
+
+@dataclass
+class Observed:
+    """What is known of activations.
+
+    Attributes:
+        histograms: Statistics by value. Values that are not float32 are left out.
+        channels: What is known of channels, by value.
+    """
+
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    channels: dict[str, Channels] = field(default_factory=dict)
 
 
 def calibrate(
@@ -34,18 +67,9 @@ def calibrate(
     threads: int = 0,
     progress: Progress = QUIET,
 ) -> dict[str, Histogram]:
-    """Runs a float model once on every sample and keeps running statistics of its activations.
+    """Runs a float model on every sample and keeps running statistics of its activations.
 
-    Activations are never stored. What is found does not depend on the order of the samples.
-
-    Args:
-        model: The float model.
-        points: Values of its main graph, inputs included.
-        samples: Feeds; iterated once for each group of points that fits the memory limit.
-        sizes: Elements of each value, as far as known.
-        memory_limit: Bytes of activations that one run may give out.
-        threads: Threads of the session, 0 for the runtime's choice.
-        progress: Progress bars.
+    As `observe`, without channels.
 
     Returns:
         Statistics by value. Values that are not float32 are left out.
@@ -53,28 +77,107 @@ def calibrate(
     Raises:
         SamplesError: If there is no sample, or an activation is NaN or infinite.
     """
-    inputs = {spec.name for spec in model.signature().inputs}
-    seen: dict[str, Histogram] = {}
-    groups = list(_groups(points, sizes or {}, memory_limit))
-    feeds = samples if len(groups) < 2 else _reiterable(samples)
-    count = len(feeds) if isinstance(feeds, Sized) else 1
-    with progress(len(groups) * count, "calibrating") as task:
-        for group in groups:
-            taps = [name for name in group if name not in inputs]
-            with Session.open(model, threads=threads, outputs=taps) as session:
-                for feed in feeds:
-                    arrays = {**feed, **(session.run(feed, taps) if taps else {})}
-                    for name in group:
-                        _look(seen, name, arrays.get(name))
-                    task.advance()
-    if points and not any(found.count for found in seen.values()):
-        raise SamplesError("no calibration sample gave any activation")
-    return seen
+    looker = Looker(model, sizes or {}, memory_limit, threads, progress)
+    return looker.observe(points, samples).histograms
 
 
-def _look(seen: dict[str, Histogram], name: str, array: np.ndarray | None) -> None:
-    if isinstance(array, np.ndarray) and array.dtype == np.float32:
-        seen.setdefault(name, Histogram()).add(array, name)
+@dataclass
+class Looker:
+    """Runs a float model once on every sample and keeps running statistics of its activations.
+
+    Activations are never stored. What is found depends neither on the order of the samples (but for
+    moving averages and vectors) nor on how they are batched along axis 0.
+
+    Attributes:
+        model: The float model.
+        sizes: Elements of each value, as far as known.
+        memory_limit: Bytes of activations that one run may give out; the samples are run once for each
+            group of values that fits.
+        threads: Threads of the session, 0 for the runtime's choice.
+        progress: Progress bars.
+        store: Where interim results are kept.
+    """
+
+    model: Model
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    memory_limit: int = MEMORY_LIMIT
+    threads: int = 0
+    progress: Progress = QUIET
+    store: Store | None = None
+
+    def observe(
+        self,
+        points: Sequence[str],
+        samples: Iterable[Feeds],
+        channels: Mapping[str, tuple[int, int]] | None = None,
+    ) -> Observed:
+        """Looks at values while the model runs on samples.
+
+        Args:
+            points: Values of the main graph, inputs included.
+            samples: Feeds.
+            channels: Axis and number of the channels to look at, for some of the points.
+
+        Raises:
+            SamplesError: If there is no sample, or an activation is NaN or infinite.
+        """
+        wanted = channels or {}
+        seen = Observed()
+        groups = list(_groups(points, self.sizes, self.memory_limit))
+        feeds = samples if len(groups) < 2 else _reiterable(samples)
+        count = len(feeds) if isinstance(feeds, Sized) else 1
+        vectors = _affordable(wanted)
+        with self.progress(len(groups) * count, "calibrating") as task:
+            for number, group in enumerate(groups):
+                made = {name: Channels(*wanted[name], vectors) for name in group if name in wanted}
+                found = self._group(number, group, feeds, Observed({}, made), task)
+                seen.histograms.update(found.histograms)
+                seen.channels.update(found.channels)
+        if points and not any(found.count for found in seen.histograms.values()):
+            raise SamplesError("no calibration sample gave any activation")
+        return seen
+
+    def _group(
+        self, number: int, group: list[str], feeds: Iterable[Feeds], found: Observed, task: Task
+    ) -> Observed:
+        done = 0
+        stored = None if self.store is None else self.store.load(number)
+        if stored is not None:
+            done, found = stored
+            task.advance(done)
+        inputs = {spec.name for spec in self.model.signature().inputs}
+        taps = [name for name in group if name not in inputs]
+        start = time.monotonic()
+        index = 0
+        with Session.open(self.model, threads=self.threads, outputs=taps) as session:
+            for index, feed in enumerate(feeds, 1):
+                if index <= done:
+                    continue
+                arrays = {**feed, **(session.run(feed, taps) if taps else {})}
+                _look(found, group, arrays)
+                task.advance()
+                if self.store is not None and time.monotonic() - start > _STORE_AFTER:
+                    self.store.save(number, index, found)
+                    start = time.monotonic()
+        if self.store is not None and index > done:
+            self.store.save(number, index, found)
+        return found
+
+
+def _look(found: Observed, group: Sequence[str], arrays: dict[str, np.ndarray]) -> None:
+    for name in group:
+        # Nobody else holds it: what was looked at is freed.
+        array = arrays.pop(name, None)
+        if isinstance(array, np.ndarray) and array.dtype == np.float32:
+            found.histograms.setdefault(name, Histogram()).add(array, name)
+            if name in found.channels:
+                found.channels[name].add(array, name)
+
+
+def _affordable(wanted: Mapping[str, tuple[int, int]]) -> int:
+    """How many vectors may be kept of each activation."""
+    total = sum(size for _, size in wanted.values()) * _FLOAT_BYTES
+    return min(max(_VECTOR_BYTES // max(total, 1), _FEWEST_VECTORS), _VECTORS)
 
 
 def _reiterable(samples: Iterable[Feeds]) -> Iterable[Feeds]:

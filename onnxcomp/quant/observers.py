@@ -1,45 +1,55 @@
-"""What is known of a tensor's values after one pass over the data, and ranges chosen from it."""
+"""What is known of a tensor's values after one pass over the data: everything that observers need."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxcomp.errors import SamplesError, quoted
-from onnxcomp.quant.scheme import QScheme, params_for_range
+from onnxcomp.quant.ranges import METHODS, Method, choose_range, rounding_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Method = Literal["min-max", "percentile", "mse", "entropy"]
+__all__ = ["BINS", "METHODS", "Histogram", "Method", "choose_range", "rounding_error"]
 
 BINS = 2048
-# Values of one item that go into the histogram at least; minimum and maximum see all of them.
-ENOUGH = 1 << 15
-_SMALLEST_EXPONENT = -120
-_NEXT_TO_NOTHING = 1e-9
+# Values of one item that go into the histogram at most; minimum and maximum see all of them.
+ENOUGH = 1 << 13
+# The weight of an item in the moving average, once there are more than a hundred of them.
+_MOMENTUM = 0.01
+_SMALLEST_EXPONENT, _LARGEST_EXPONENT = -120, 128
+_STATE = 9
 # Masks add -10,000 or the smallest number there is; few steps of the grid are then in use.
 _HUGE, _FEW_STEPS = 1e3, 8
 
 
 class Histogram:
-    """Minimum, maximum and a histogram that grows with the range.
+    """Minimum, maximum, their moving averages, and a histogram that grows with the range.
 
     Bins are multiples of a power of two, so that halving the resolution merges whole bins: the result
-    depends on the set of values alone, not on their order or on how they came in batches.
+    depends on the set of values alone, not on their order or on how they came in batches. The moving
+    average goes over items (along the first axis) in their order: the mean of the first hundred, then
+    with the weight that PyTorch's MovingAverageMinMaxObserver gives a batch.
 
     Attributes:
         low: Smallest value.
         high: Largest value.
-        count: How many values the histogram holds.
+        average_low: Moving average of the smallest value of an item.
+        average_high: Moving average of the largest value of an item.
+        items: How many items there were.
+        count: How many values were looked at for the histogram.
         elements: Size of the largest tensor seen.
     """
 
     def __init__(self) -> None:
         self.low = math.inf
         self.high = -math.inf
+        self.average_low = 0.0
+        self.average_high = 0.0
+        self.items = 0
         self.count = 0
         self.elements = 0
         self._exponent = _SMALLEST_EXPONENT
@@ -55,20 +65,33 @@ class Histogram:
         values = np.asarray(array, np.float32)
         if values.size == 0:
             return
-        low, high = float(values.min()), float(values.max())
+        rows = values.reshape(values.shape[0] if values.ndim else 1, -1)
+        lows, highs = rows.min(axis=1), rows.max(axis=1)
+        low, high = float(lows.min()), float(highs.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             kind = "NaN" if math.isnan(low) or math.isnan(high) else "infinite values"
             raise SamplesError(
                 f"the tensor {quoted(name)} has {kind} on the calibration samples",
                 hint="look at the samples, or leave the nodes around it out with skip",
             )
-        self.low, self.high = min(self.low, low), max(self.high, high)
+        self._average(lows.tolist(), highs.tolist())
         self.elements = max(self.elements, values.size)
-        self._make_room()
-        some = _thinned(values)
+        if low < self.low or high > self.high:
+            self.low, self.high = min(self.low, low), max(self.high, high)
+            self._make_room()
+        some = _thinned(rows)
         self.count += some.size
-        index = np.floor(some * np.float32(2.0**-self._exponent)).astype(np.int32)
-        self._bins += np.bincount(index - self._first, minlength=self._bins.size)
+        scaled = some * np.float32(2.0**-self._exponent)
+        index = np.floor(scaled, out=scaled).astype(np.intp)
+        index -= self._first
+        self._bins += np.bincount(index.reshape(-1), minlength=self._bins.size)
+
+    def _average(self, lows: list[float], highs: list[float]) -> None:
+        for low, high in zip(lows, highs, strict=True):
+            self.items += 1
+            share = max(1.0 / self.items, _MOMENTUM)
+            self.average_low += share * (low - self.average_low)
+            self.average_high += share * (high - self.average_high)
 
     def _make_room(self) -> None:
         """Chooses the finest bins that cover the range with no more than `BINS` of them."""
@@ -110,16 +133,62 @@ class Histogram:
         """Width of a bin."""
         return float(2.0**self._exponent)
 
+    def state(self) -> NDArray[np.float64]:
+        """Returns everything as one array, which `from_state` reads."""
+        head = [self.low, self.high, self.average_low, self.average_high, self.items, self.count]
+        tail = [self.elements, self._exponent, self._first]
+        return np.concatenate([np.array(head + tail, np.float64), self._bins])
 
-def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Every nth value of each item along the first axis, when an item has more than enough of them.
+    @classmethod
+    def from_state(cls, state: NDArray[Any]) -> Histogram:
+        """Reads what `state` gave.
 
-    Going by items keeps the result independent of how samples are batched.
+        Raises:
+            ValueError: If no data can have led to it.
+        """
+        fits = state.ndim == 1 and state.dtype == np.float64 and state.size >= _STATE
+        if not fits or state.size > _STATE + BINS or not _is_whole(state[4:]):
+            raise ValueError("not the state of a histogram")
+        made = cls()
+        made.low, made.high, made.average_low, made.average_high = map(float, state[:4])
+        numbers = [int(number) for number in state[4:_STATE]]
+        made.items, made.count, made.elements, made._exponent, made._first = numbers
+        made._bins = state[_STATE:].astype(np.int64)
+        if not made._is_possible():
+            raise ValueError("not the state of a histogram")
+        return made
+
+    def _is_possible(self) -> bool:
+        if not self._bins.size:
+            return bool((self.state() == Histogram().state()).all())
+        if not (np.isfinite(self.average_low) and np.isfinite(self.average_high)):
+            return False
+        bounded = -math.inf < self.low <= self.high < math.inf
+        if not (bounded and _SMALLEST_EXPONENT <= self._exponent <= _LARGEST_EXPONENT):
+            return False
+        if _span(self.low, self.high, self._exponent) != (self._first, self._bins.size):
+            return False
+        counted = min(self.items, self.elements) > 0 and (self._bins >= 0).all()
+        return bool(counted and self._bins.sum() == self.count > 0)
+
+
+def _is_whole(numbers: NDArray[np.float64]) -> bool:
+    return bool((np.isfinite(numbers) & (np.abs(numbers) < 2.0**53)).all()) and bool(
+        (numbers == np.floor(numbers)).all()
+    )
+
+
+def _thinned(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Every nth value of each item, when an item has more than enough of them.
+
+    Going by items keeps the result independent of how samples are batched; a step without a common
+    factor with the size meets every channel, wherever that axis is.
     """
-    if values.ndim == 0:
-        return values.reshape(1)
-    rows = values.reshape(values.shape[0], -1)
-    return rows[:, :: max(1, rows.shape[1] // ENOUGH)].reshape(-1)
+    size = rows.shape[1]
+    step = -(-size // ENOUGH)
+    while step > 1 and math.gcd(step, size) > 1:
+        step += 1
+    return rows[:, ::step]
 
 
 def _span(low: float, high: float, exponent: int) -> tuple[int, int]:
@@ -128,97 +197,3 @@ def _span(low: float, high: float, exponent: int) -> tuple[int, int]:
     first = np.floor(np.float32(low) * scale)
     last = np.floor(np.float32(high) * scale)
     return int(first), int(last) - int(first) + 1
-
-
-def choose_range(
-    seen: Histogram, method: Method, scheme: QScheme, *, percentile: float = 99.99
-) -> tuple[float, float]:
-    """Returns the range that a tensor's grid should cover.
-
-    Args:
-        seen: What is known of its values.
-        method: `min-max` covers everything; `percentile` leaves out a share on both sides; `mse`
-            minimises the squared error of rounding and clipping; `entropy` keeps the distribution.
-        scheme: The grid's type and symmetry.
-        percentile: The share that `percentile` keeps on each side.
-    """
-    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
-    if method == "min-max" or seen.counts.size < 4 or low == high:
-        return low, high
-    if method == "percentile":
-        return _percentile(seen, percentile, low, high)
-    if method == "mse":
-        return _search(seen, scheme, low, high, _squared_error)
-    return _search(seen, scheme, low, high, _divergence)
-
-
-def _percentile(seen: Histogram, percentile: float, low: float, high: float) -> tuple[float, float]:
-    total = np.cumsum(seen.counts) / seen.count
-    share = percentile / 100.0
-    edges = seen.centres
-    above = edges[min(int(np.searchsorted(total, share)), edges.size - 1)] + seen.width / 2
-    below = edges[min(int(np.searchsorted(total, 1.0 - share, side="right")), edges.size - 1)]
-    return max(low, min(below - seen.width / 2, 0.0)), min(high, max(above, 0.0))
-
-
-def _search(
-    seen: Histogram,
-    scheme: QScheme,
-    low: float,
-    high: float,
-    loss: Any,  # noqa: ANN401 - one of the two functions below
-) -> tuple[float, float]:
-    """Shrinks both ends in turn while the loss falls."""
-    best = (loss(seen, low, high, scheme), low, high)
-    start = (low, high)
-    for _ in range(2):
-        for factor in np.geomspace(1.0, 0.02, 60)[1:]:
-            for candidate in ((start[0] * factor, best[2]), (best[1], start[1] * factor)):
-                if candidate[0] == candidate[1]:
-                    continue
-                found = loss(seen, *candidate, scheme)
-                if found < best[0]:
-                    best = (found, *candidate)
-    return best[1], best[2]
-
-
-def rounding_error(seen: Histogram, low: float, high: float, scheme: QScheme) -> float:
-    """Returns the mean squared error of a tensor on the grid that covers a range."""
-    return _squared_error(seen, low, high, scheme) / max(seen.count, 1)
-
-
-def _squared_error(seen: Histogram, low: float, high: float, scheme: QScheme) -> float:
-    params = params_for_range(low, high, scheme)
-    bottom, top = params.range
-    outside = seen.centres - np.clip(seen.centres, bottom, top)
-    # Inside the grid values are spread evenly around its points, which costs a twelfth of a step.
-    step = max(float(params.scale), 0.0)
-    inside = np.where(outside == 0.0, step * step / 12.0, 0.0)
-    centre_is_zero = np.abs(seen.centres) <= seen.width
-    inside = np.where(centre_is_zero, np.minimum(inside, seen.width**2), inside)
-    return float(np.dot(outside * outside + inside, seen.counts))
-
-
-def _divergence(seen: Histogram, low: float, high: float, scheme: QScheme) -> float:
-    """Kullback-Leibler divergence between the clipped values and what the grid keeps of them."""
-    params = params_for_range(low, high, scheme)
-    bottom, top = params.range
-    inside = (seen.centres >= bottom - seen.width) & (seen.centres <= top + seen.width)
-    counts = seen.counts[inside].astype(np.float64)
-    if counts.sum() == 0.0:
-        return math.inf
-    # What lies outside ends up on the ends of the grid.
-    real = counts.copy()
-    first, last = np.flatnonzero(inside)[[0, -1]]
-    real[0] += seen.counts[:first].sum()
-    real[-1] += seen.counts[last + 1 :].sum()
-    cell = np.rint(np.clip(seen.centres[inside], bottom, top) / float(params.scale)).astype(
-        np.int64
-    )
-    cell -= cell.min()
-    mass = np.bincount(cell, weights=counts)
-    used = np.bincount(cell, weights=(counts > 0).astype(np.float64))
-    kept = np.where(counts > 0, mass[cell] / np.maximum(used[cell], 1.0), 0.0)
-    real, kept = real / real.sum(), np.maximum(kept / kept.sum(), _NEXT_TO_NOTHING)
-    filled = real > 0.0
-    return float(np.sum(real[filled] * np.log(real[filled] / kept[filled])))

@@ -1,38 +1,42 @@
-"""Means of the channels that weights read."""
+"""Channels that weights read: where they are, and their means."""
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING
 
 from onnxcomp.ir.ops import attribute, constant, is_op, single_use
-from onnxcomp.quant.balance import observe_channels
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
-    from onnxcomp.passbase import Context
     from onnxcomp.quant.candidates import Candidate, Candidates
-
-# Samples that a mean is taken over.
-_SAMPLES = 16
+    from onnxcomp.quant.channels import Channels
 
 
-def channel_means(ctx: Context, candidates: Candidates) -> dict[str, np.ndarray]:
+def read_channels(candidates: Candidates) -> dict[str, tuple[int, int]]:
+    """Returns axis and number of the channels that weights read, by value.
+
+    A value that is read along different axes has those of its first reader.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for candidate in candidates:
+        if candidate.weight is not None:
+            found.setdefault(candidate.inputs[0].name or "", _channels(candidate))
+    return {name: channels for name, channels in found.items() if channels[1]}
+
+
+def channel_means(candidates: Candidates, seen: Mapping[str, Channels]) -> dict[str, np.ndarray]:
     """Returns the mean of each input channel of nodes that have a bias, by key."""
-    wanted = [c for c in candidates if c.weight is not None and _has_bias(c)]
-    if not wanted or ctx.samples is None:
-        return {}
-    names = {c.key: c.inputs[0].name or "" for c in wanted}
-    stats = observe_channels(
-        ctx.model,
-        {names[c.key]: -1 if is_op(c.node, "MatMul") else 1 for c in wanted},
-        {names[c.key]: _channels(c) for c in wanted},
-        itertools.islice(ctx.samples, _SAMPLES),
-        threads=ctx.threads,
-        progress=ctx.progress,
-    )
-    return {key: stats[name].mean for key, name in names.items()}
+    means = {}
+    for candidate in candidates:
+        found = seen.get(candidate.inputs[0].name or "")
+        if found is None or candidate.weight is None or not _has_bias(candidate):
+            continue
+        if (found.axis, found.size) == _channels(candidate) and found.count:
+            means[candidate.key] = found.mean
+    return means
 
 
 def _has_bias(candidate: Candidate) -> bool:
@@ -46,11 +50,16 @@ def _has_bias(candidate: Candidate) -> bool:
     return index is not None and index < len(inputs) and inputs[index] is not None
 
 
-def _channels(candidate: Candidate) -> int:
+def _channels(candidate: Candidate) -> tuple[int, int]:
+    """Axis of the channels of the activation that a weight reads, and how many there are."""
     tensor = constant(candidate.node.inputs[1])
-    if tensor is None:
-        raise ValueError(f"no constant weight: {candidate.key}")
-    shape = tuple(tensor.shape.numpy())
+    shape = () if tensor is None else tuple(tensor.shape.numpy())
     if is_op(candidate.node, "Conv"):
-        return int(shape[1] * attribute(candidate.node, "group", 1))
-    return int(shape[1] if attribute(candidate.node, "transB", 0) else shape[0])
+        return 1, int(shape[1] * attribute(candidate.node, "group", 1))
+    if is_op(candidate.node, "MatMul"):
+        return -1, int(shape[-2]) if len(shape) > 1 else 0
+    if is_op(candidate.node, "Gemm") and not attribute(candidate.node, "transA", 0):
+        return 1, int(shape[1] if attribute(candidate.node, "transB", 0) else shape[0])
+    if is_op(candidate.node, "ConvTranspose"):
+        return 1, int(shape[0])
+    return 1, 0

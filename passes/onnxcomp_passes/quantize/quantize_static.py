@@ -14,7 +14,7 @@ from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.errors import RecipeError, SamplesError, quoted
 from onnxcomp.ir.ops import subgraphs
 from onnxcomp.passbase import Context, NeedsSamples, Pass
-from onnxcomp.quant.calibrate import calibrate
+from onnxcomp.quant.calibrate import Looker
 from onnxcomp.quant.candidates import Filter, find_candidates
 from onnxcomp.quant.fusion import check_fusion
 from onnxcomp.quant.plan import Formats
@@ -34,7 +34,7 @@ from onnxcomp_passes.quantize.elsewhere import (
 from onnxcomp_passes.quantize.equalize import Equalize
 from onnxcomp_passes.quantize.fuse_pointwise import FusePointwise
 from onnxcomp_passes.quantize.insertion import Weights
-from onnxcomp_passes.quantize.means import channel_means
+from onnxcomp_passes.quantize.means import channel_means, read_channels
 from onnxcomp_passes.quantize.opset import SIXTEEN_BITS, VERSION, find_ranks, obstacle, raise_to
 from onnxcomp_passes.quantize.placing import HEAVY, PlacementSearch
 from onnxcomp_passes.quantize.trial import Bench, ObserverSearch
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from onnxcomp.quant.observers import Histogram, Method
     from onnxcomp.targets import Target
 
+# Samples that channels are equalized by; more make no difference that shows.
+_EQUALIZED = 8
 # Samples on which observers are compared.
 _JUDGED = 8
 _CHECKS = 6
@@ -151,7 +153,7 @@ class QuantizeStatic(Pass):
         if self.prepare:
             FusePointwise().run(ctx)
             batchnorm_to_conv(ctx)
-            Equalize().run(ctx)
+            Equalize(samples=_EQUALIZED).run(ctx)
         bench = self._bench(ctx)
         keys = self._place(ctx, bench) if bench.candidates.found else frozenset()
         methods = self._observers(ctx, bench, keys)
@@ -199,14 +201,10 @@ class QuantizeStatic(Pass):
                 ctx.skip("QNT104", node, f"it is part of a fused {regions.sealed[key]}")
         points = [v.name or "" for c in candidates for v in (*c.inputs, *c.points)]
         sizes = {name: shapes.size(v) or 0 for name, v in _values(model.graph).items()}
-        seen = calibrate(
-            model,
-            list(dict.fromkeys(points)),
-            ctx.samples or (),
-            sizes=sizes,
-            threads=ctx.threads,
-            progress=ctx.progress,
-        )
+        looker = Looker(model, sizes, threads=ctx.threads, progress=ctx.progress)
+        read = read_channels(candidates)
+        found = looker.observe(list(dict.fromkeys(points)), ctx.samples or (), read)
+        seen = found.histograms
         for key in [c.key for c in candidates if not _is_seen(c, seen)]:
             node = candidates.found.pop(key).node
             ctx.skip("QNT103", node, "its activations are empty or not float32")
@@ -217,7 +215,7 @@ class QuantizeStatic(Pass):
         per_channel = self.per_channel and target.weight.per_channel
         is_float = target.bias.dtype == "float32"
         weights = Weights(per_channel, self._reduces_range(ctx), self.weights, is_float)
-        means = channel_means(ctx, candidates) if self.correct_bias else {}
+        means = channel_means(candidates, found.channels) if self.correct_bias else {}
         return Bench(
             model,
             ctx.edit,
