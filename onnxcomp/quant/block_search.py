@@ -62,7 +62,8 @@ class Problem:
         found += zeros
         np.clip(found, *self.limits, out=found)
         found -= zeros
-        return found
+        whole: NDArray[Any] = found
+        return whole
 
     def error(self, steps: Steps, numbers: NDArray[Any]) -> NDArray[Any]:
         """Returns the weighted squared error of each block."""
@@ -78,14 +79,15 @@ class Problem:
         weighted = numbers * self.shares
         above, below = (weighted * self.weight).sum(axis=1), (weighted * numbers).sum(axis=1)
         fitted = np.divide(above, below, out=fallback.astype(above.dtype), where=below > 0)
-        return np.where(np.abs(fitted) > _TINY, fitted, fallback).astype(np.float32)
+        usable: NDArray[Any] = np.where(np.abs(fitted) > _TINY, fitted, fallback)
+        return usable.astype(np.float32)
 
 
 def search(
     weight: NDArray[Any],
     shares: NDArray[Any],
     limits: tuple[int, int],
-    symmetric: bool,  # noqa: FBT001 - part of the problem
+    symmetric: bool,
     method: str,
 ) -> Steps:
     """Returns scales and zero points; see `blocks.block_params`."""

@@ -1,0 +1,152 @@
+"""Numbers for weights: from the weights alone, or from what multiplies them on samples."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from onnxcomp.quant.blocks import block_params
+from onnxcomp.quant.gptq import gptq, gptq_grid
+from onnxcomp.quant.grams import collect_grams, gram_readers
+from onnxcomp_passes.quantize.weight_forms import Stored, as_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from onnxcomp.ir import Model, ir
+    from onnxcomp.passbase import Context
+    from onnxcomp.quant.blocks import BlockGrid, BlockScheme
+    from onnxcomp.quant.grams import Gram
+    from onnxcomp_passes.quantize.weight_sites import Site
+
+DataFree = Literal["rtn", "mse", "hqq"]
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A weight in few bits, and how it did on samples that were not used for it.
+
+    Attributes:
+        stored: The numbers that won.
+        method: What found them.
+        share: Error of the layer's output, as a share of that of rounding to nearest.
+    """
+
+    stored: Stored
+    method: str
+    share: float
+
+
+def round_site(site: Site, scheme: BlockScheme, method: DataFree) -> Stored:
+    """Returns a weight in few bits, found without data."""
+    matrix = as_matrix(site)
+    grid = block_params(matrix, scheme, method, scale_dtype=site.tensor.dtype.numpy())
+    return Stored(grid.quantize(matrix), grid)
+
+
+def fit_site(site: Site, scheme: BlockScheme, fit: Gram, judge: Gram) -> Judged:
+    """Returns a weight in few bits that keeps the layer's output, judged on other samples.
+
+    Tries rounding to nearest, scales that weigh rows by what they multiply, and GPTQ with grids known
+    beforehand and with grids found on the way.
+    """
+    matrix, dtype = as_matrix(site), site.tensor.dtype.numpy()
+    importance = np.diagonal(fit.matrix)
+
+    def plain(method: DataFree, weights: NDArray[Any] | None) -> BlockGrid:
+        return block_params(matrix, scheme, method, importance=weights, scale_dtype=dtype)
+
+    nearest, weighed = plain("rtn", None), plain("mse", importance)
+    tried = {
+        "rtn": Stored(nearest.quantize(matrix), nearest),
+        "mse": Stored(weighed.quantize(matrix), weighed),
+        "gptq": Stored(weighed.quantize(gptq(matrix, fit.matrix, weighed.round_row)), weighed),
+    }
+    if scheme.block:
+        grid, values = gptq_grid(matrix, fit.matrix, scheme, scale_dtype=dtype)
+        tried["gptq, grids on the way"] = Stored(grid.quantize(values), grid)
+    errors = {name: _error(judge, matrix, stored) for name, stored in tried.items()}
+    best = min(errors, key=errors.__getitem__)
+    return Judged(tried[best], best, errors[best] / max(errors["rtn"], 1e-300))
+
+
+def _error(gram: Gram, matrix: NDArray[Any], stored: Stored) -> float:
+    return gram.error(matrix - stored.grid.dequantize(stored.numbers))
+
+
+def grams_of(
+    ctx: Context, model: Model, sites: Sequence[Site], memory_limit: int
+) -> Iterator[tuple[Site, Gram, Gram]]:
+    """Yields weights with Gram matrices of two halves of the samples: to fit, and to judge.
+
+    Args:
+        ctx: Samples and threads.
+        model: A copy of the model as it is now, which stays in float while the other is changed.
+        sites: Weights in `ctx.model`.
+        memory_limit: Bytes of matrices at a time.
+    """
+    samples = list(itertools.islice(ctx.samples or (), _MOST_SAMPLES))
+    halves = (samples[::2], samples[1::2]) if len(samples) > 1 else (samples, samples)
+    wanted = _layers(ctx.model, model, sites)
+    grams: list[Iterator[Any]] = [
+        collect_grams(
+            model,
+            list(wanted.values()),
+            half,
+            threads=ctx.threads,
+            memory_limit=memory_limit // 2,
+            progress=ctx.progress,
+        )
+        for half in halves
+    ]
+    sums: dict[str, list[Gram]] = {}
+    left = {site.name: len(site.uses) for site in sites}
+    by_layer = {layer: site for (site, _), layer in wanted.items()}
+    judged = _by_layer(grams[1])
+    for layer, fit in grams[0]:
+        judge = judged(layer)
+        site = by_layer[layer]
+        if judge is None:
+            continue
+        both = sums.pop(site.name, None)
+        pair = [fit, judge] if both is None else [both[0] + fit, both[1] + judge]
+        left[site.name] -= 1
+        if left[site.name]:
+            sums[site.name] = pair
+        else:
+            yield site, pair[0], pair[1]
+
+
+_MOST_SAMPLES = 512
+
+
+def _by_layer(grams: Iterator[Any]) -> Any:  # noqa: ANN401 - a function
+    """Returns a function that finds the Gram of a layer; layers are asked for in order."""
+    waiting: dict[Any, Gram] = {}
+
+    def find(layer: Any) -> Gram | None:  # noqa: ANN401
+        while layer not in waiting:
+            found = next(grams, None)
+            if found is None:
+                return None
+            waiting[found[0]] = found[1]
+        return waiting.pop(layer)
+
+    return find
+
+
+def _layers(model: Model, copy: Model, sites: Sequence[Site]) -> Mapping[tuple[Site, ir.Node], Any]:
+    """Returns the layers of a copy that read weights of the model."""
+    same = dict(zip(copy.graph, model.graph, strict=True))
+    layers = {same[layer.node]: layer for layer in gram_readers(copy) if layer.groups == 1}
+    return {
+        (site, use.node): layers[use.node]
+        for site in sites
+        for use in site.uses
+        if use.node in layers
+    }
