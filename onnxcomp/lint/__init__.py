@@ -1,0 +1,7 @@
+"""Finds what is wrong or slow in a quantized model, from whatever tool it comes."""
+
+from __future__ import annotations
+
+from onnxcomp.lint.report import LintReport, Found, codes, lint
+
+__all__ = ["Found", "LintReport", "codes", "lint"]

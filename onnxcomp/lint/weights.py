@@ -1,0 +1,439 @@
+"""Rules about stored tensors: axes, scales, biases, what is stored in float for nothing."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxcomp.diagnostics import Severity
+from onnxcomp.ir import ir
+from onnxcomp.ir.ops import array, attribute, constant, input_at
+from onnxcomp.lint.grid import Grid, dequantize
+from onnxcomp.lint.rule import Finding, finding
+from onnxcomp.lint.view import is_quantizer
+from onnxcomp.quant.weights import weight_params
+from onnxcomp.targets.features import saturates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from onnxcomp.ir import Edit
+    from onnxcomp.lint.view import View
+
+# A bias may be off by this share of its scale before anybody can see it.
+_BIAS_TOLERANCE = 1e-3
+_INT32 = np.iinfo(np.int32)
+# Weights above this many elements are not looked through for single values.
+_LOOKED_THROUGH = 1 << 22
+
+
+def output_axis(node: ir.Node, rank: int) -> int:
+    """Returns the axis of the output channels of a weight."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return rank - 1
+
+
+def wrong_axis(view: View) -> Iterator[Finding]:
+    """Scales of a Conv or Gemm weight along another axis than that of the output channels."""
+    for node, weight in view.layers():
+        grid, tensor = view.grid(weight), constant(weight.inputs[0])
+        if grid is None or tensor is None or grid.single or grid.block:
+            continue
+        rank = len(tensor.shape)
+        axis = grid.axis % rank if rank else 0
+        if node.op_type == "MatMul" or axis == output_axis(node, rank):
+            continue
+        if view.target.refuses("per-channel-axis", node.op_type) is None or not _is_unit(
+            view, node
+        ):
+            continue
+        sizes = tensor.shape.numpy()
+        equal = sizes[axis] == sizes[output_axis(node, rank)]
+        what = "gives wrong numbers without a word" if equal else "fails at run time"
+        yield finding(
+            node,
+            f"scales of the weight lie along axis {axis}, not along the output channels: the provider {what}",
+            partial(_requantize, node, weight),
+        )
+
+
+def wrong_rows(view: View) -> Iterator[Finding]:
+    """Scales of a MatMul weight along the axis that is summed over."""
+    for node, weight in view.layers():
+        grid, tensor = view.grid(weight), constant(weight.inputs[0])
+        if node.op_type != "MatMul" or grid is None or tensor is None or grid.single or grid.block:
+            continue
+        rank = len(tensor.shape)
+        if rank and grid.axis % rank != rank - 1 and _is_unit(view, node):
+            yield finding(
+                node,
+                "scales of the weight lie along the axis that is summed over: the kernel fails when it runs",
+                partial(_requantize, node, weight),
+            )
+
+
+def _is_unit(view: View, node: ir.Node) -> bool:
+    """Whether a provider would make an int8 kernel of a node: DQ in front, Q behind where it must be."""
+    if view.activation_dq(input_at(node, 0)) is None:
+        return False
+    return node.op_type in {"MatMul", "Gemm"} or view.quantizer_behind(_last(node)) is not None
+
+
+def _last(node: ir.Node) -> ir.Value:
+    """The output of a node, or of the Relu or Clip that is its only reader."""
+    value = node.outputs[0]
+    uses = list(value.uses())
+    if len(uses) == 1 and uses[0].node.op_type in {"Relu", "Clip"} and not value.is_graph_output():
+        return uses[0].node.outputs[0]
+    return value
+
+
+def _requantize(node: ir.Node, weight: ir.Node, edit: Edit) -> None:
+    """Stores the values of a weight with scales along its output channels."""
+    from onnxcomp.lint.grid import grid_of
+
+    tensor, grid, graph = constant(weight.inputs[0]), grid_of(weight), node.graph
+    values = None if tensor is None or grid is None else dequantize(tensor.numpy(), grid)
+    if values is None or graph is None:
+        return
+    axis = output_axis(node, values.ndim) if values.ndim == 2 or node.op_type != "MatMul" else None
+    params = weight_params(values, axis)
+    name = weight.outputs[0].name or "weight"
+    made = edit.insert(
+        "DequantizeLinear",
+        [
+            edit.initializer(params.quantize(values), name=f"{name}_quantized", graph=graph),
+            edit.initializer(params.scale, name=f"{name}_scale", graph=graph),
+            edit.initializer(params.zero_point, name=f"{name}_zero_point", graph=graph),
+        ],
+        before=node,
+        attributes={} if params.axis is None else {"axis": params.axis},
+        outputs=[name],
+        like=weight.outputs[0],
+    )
+    edit.set_input(node, 1, made.outputs[0])
+
+
+def bad_scale(view: View) -> Iterator[Finding]:
+    """Scales that are zero, negative, no numbers, or too small to be divided by."""
+    for node in (*view.quantizers, *view.dequantizers):
+        grid = view.grid(node)
+        if grid is None or grid.scale.dtype.kind != "f":
+            continue
+        scale = grid.scale.astype(np.float32)
+        if not np.isfinite(scale).all():
+            yield finding(node, "its scale is NaN or infinite: so is everything that it makes")
+        elif (scale < 0).any():
+            yield finding(node, "its scale is negative: kernels disagree about what that means")
+        elif (scale == 0).any():
+            if is_quantizer(node):
+                yield finding(node, "its scale is 0: it divides by that")
+        elif (scale < np.finfo(np.float32).tiny).any():
+            yield finding(
+                node,
+                "its scale is subnormal: processors that flush such numbers to 0 divide by 0",
+                severity=Severity.WARNING,
+            )
+
+
+def bad_shape(view: View) -> Iterator[Finding]:
+    """Scales, zero points and axes that do not fit each other."""
+    for node in (*view.quantizers, *view.dequantizers):
+        grid = view.grid(node)
+        if grid is None:
+            continue
+        if grid.zero is not None and grid.zero.shape != grid.scale.shape:
+            if grid.zero.size != grid.scale.size or not grid.single:
+                yield finding(node, "its scale and its zero point have different shapes")
+            continue
+        tensor = constant(input_at(node, 0))
+        if tensor is None:
+            continue
+        if grid.zero is not None and node.op_type == "DequantizeLinear":
+            if tensor.dtype != grid.dtype:
+                yield finding(node, "its zero point is of another type than its numbers")
+                continue
+        rank = len(tensor.shape)
+        if not grid.single and not grid.block:
+            fits = -rank <= grid.axis < rank and tensor.shape[grid.axis] == grid.scale.size
+            if not fits:
+                yield finding(node, f"{grid.scale.size} scales do not fit axis {grid.axis}")
+
+
+def bias_scale(view: View) -> Iterator[Finding]:
+    """Biases stored with another scale than the product of the scales of activation and weight."""
+    for node, weight in view.layers():
+        bias = view.constant_dq(input_at(node, 2)) if node.op_type != "MatMul" else None
+        first = view.activation_dq(input_at(node, 0))
+        if bias is None or first is None or not _is_unit(view, node):
+            continue
+        grids = [view.grid(n) for n in (first, weight, bias)]
+        wanted = None if None in grids else _bias_scale([g for g in grids if g is not None])
+        stored = grids[2]
+        if wanted is None or stored is None or stored.dtype != ir.DataType.INT32:
+            continue
+        scale = np.broadcast_to(stored.scale.reshape(-1), wanted.shape).astype(np.float64)
+        off = np.abs(scale - wanted) > _BIAS_TOLERANCE * wanted
+        shifted = stored.zero is not None and bool(stored.zero.any())
+        if not off.any() and not shifted:
+            continue
+        worst = float(np.max(np.maximum(scale, wanted) / np.minimum(scale, wanted)))
+        yield finding(
+            bias,
+            "the scale of the bias is not the product of the scales of activation and weight (up to "
+            f"{worst:.3g} times apart): the int8 kernel adds the bias as if it were",
+            partial(_rescale_bias, node, bias, wanted),
+        )
+
+
+def _bias_scale(grids: list[Grid]) -> NDArray[np.float64] | None:
+    first, weight, bias = grids
+    if not first.single or weight.block or bias.block:
+        return None
+    size = max(weight.scale.size, bias.scale.size)
+    if weight.scale.size not in {1, size} or bias.scale.size not in {1, size}:
+        return None
+    wanted = first.scale.reshape(-1).astype(np.float64) * weight.scale.reshape(-1)
+    found: NDArray[np.float64] = np.broadcast_to(wanted, (size,)).copy()
+    return found if np.isfinite(found).all() and (found > 0).all() else None
+
+
+def _rescale_bias(node: ir.Node, bias: ir.Node, wanted: NDArray[np.float64], edit: Edit) -> None:
+    from onnxcomp.lint.grid import grid_of
+
+    grid, tensor, graph = grid_of(bias), constant(bias.inputs[0]), node.graph
+    values = None if grid is None or tensor is None else dequantize(tensor.numpy(), grid)
+    if values is None or graph is None:
+        return
+    put_bias(edit, node, values.reshape(-1), wanted)
+
+
+def put_bias(edit: Edit, node: ir.Node, values: NDArray[Any], scale: NDArray[np.float64]) -> None:
+    """Gives Conv or Gemm a bias as int32 behind a DQ with these scales."""
+    graph, old = node.graph, input_at(node, 2)
+    if graph is None or old is None:
+        return
+    if scale.size != 1 and scale.size != values.size:
+        return
+    numbers = np.clip(np.rint(values.astype(np.float64) / scale), _INT32.min, _INT32.max)
+    name = old.name or "bias"
+    single = scale.size == 1
+    steps = scale.astype(np.float32).reshape(() if single else (-1,))
+    made = edit.insert(
+        "DequantizeLinear",
+        [
+            edit.initializer(numbers.astype(np.int32), name=f"{name}_quantized", graph=graph),
+            edit.initializer(steps, name=f"{name}_scale", graph=graph),
+            edit.initializer(np.zeros(steps.shape, np.int32), name=f"{name}_zero", graph=graph),
+        ],
+        before=node,
+        attributes={} if single else {"axis": 0},
+        outputs=[name],
+        like=old,
+    )
+    edit.set_input(node, 2, made.outputs[0])
+
+
+def float_bias(view: View) -> Iterator[Finding]:
+    """Gemm between DQ nodes whose bias is float and that no Q follows: it runs in float for that alone."""
+    if view.target.bias.dtype != "int32":
+        return
+    for node, weight in view.layers():
+        first = view.activation_dq(input_at(node, 0))
+        bias = array(input_at(node, 2), limit=1 << 20)
+        if node.op_type != "Gemm" or first is None or bias is None or bias.dtype != np.float32:
+            continue
+        if view.quantizer_behind(_last(node)) is not None or attribute(node, "beta", 1.0) != 1.0:
+            continue
+        grids = view.grid(first), view.grid(weight)
+        if grids[0] is None or grids[1] is None or not grids[0].single or grids[1].block:
+            continue
+        scale = grids[0].scale.reshape(-1).astype(np.float64) * grids[1].scale.reshape(-1)
+        if not (scale > 0).all() or (scale.size > 1 and scale.size != bias.size):
+            continue
+        yield finding(
+            node,
+            "runs in float because its bias is float; with a bias of int32 it runs in int8 and writes float",
+            partial(_put_bias_of, node, bias.reshape(-1), scale),
+        )
+
+
+def _put_bias_of(
+    node: ir.Node, values: NDArray[Any], scale: NDArray[np.float64], edit: Edit
+) -> None:
+    put_bias(edit, node, values, scale)
+
+
+def int32_bias(view: View) -> Iterator[Finding]:
+    """Biases behind a DQ, for a target that wants them in float."""
+    refusal = view.target.refuses("int32-bias")
+    if refusal is None:
+        return
+    for node, _ in view.layers():
+        bias = view.constant_dq(input_at(node, 2)) if node.op_type != "MatMul" else None
+        if bias is not None:
+            yield finding(
+                bias, f"the bias stands behind a DQ: {refusal.why}", partial(fold_dq, bias)
+            )
+
+
+def fold_dq(node: ir.Node, edit: Edit) -> None:
+    """Puts the float values of a stored tensor in the place of its DQ."""
+    from onnxcomp.lint.grid import grid_of
+
+    tensor, grid, graph = constant(node.inputs[0]), grid_of(node), node.graph
+    values = None if tensor is None or grid is None else dequantize(tensor.numpy(), grid)
+    if values is None or graph is None or node.outputs[0].is_graph_output():
+        return
+    made = edit.initializer(values, name=node.outputs[0].name or "weight", graph=graph)
+    edit.replace(node.outputs[0], made)
+
+
+def quantized_at_run(view: View) -> Iterator[Finding]:
+    """Constants that are stored in float and quantized in every run."""
+    for node in view.quantizers:
+        tensor = constant(input_at(node, 0))
+        grid = view.grid(node)
+        if tensor is None or grid is None or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        numbers = _numbers(tensor, grid)
+        yield finding(
+            node,
+            f"quantizes a constant of {tensor.size} numbers that is stored in float, four times as large",
+            None if numbers is None else partial(_store_numbers, node, grid),
+        )
+
+
+def _numbers(tensor: ir.TensorProtocol, grid: Grid) -> NDArray[Any] | None:
+    """The quantized numbers of a constant, None where this is no plain 8 bits."""
+    if grid.dtype not in {ir.DataType.INT8, ir.DataType.UINT8} or grid.block:
+        return None
+    values = tensor.numpy()
+    low, high = grid.limits
+    probe = dequantize(np.zeros((1,) * 0 if grid.single else values.shape, np.int32), grid)
+    if probe is None or not np.isfinite(values).all() or not (grid.scale > 0).all():
+        return None
+    shape = [1] * values.ndim
+    if not grid.single:
+        shape[grid.axis] = -1
+    scale = grid.scale.reshape(shape if not grid.single else ())
+    zero = 0 if grid.zero is None else grid.zero.astype(np.int64).reshape(scale.shape)
+    # In single precision, as kernels divide.
+    rounded = np.rint(values / scale.astype(np.float32)) + zero
+    return np.clip(rounded, low, high).astype(grid.dtype.numpy())
+
+
+def _store_numbers(node: ir.Node, grid: Grid, edit: Edit) -> None:
+    tensor, graph = constant(node.inputs[0]), node.graph
+    numbers = None if tensor is None else _numbers(tensor, grid)
+    if numbers is None or graph is None:
+        return
+    made = edit.initializer(numbers, name=f"{node.outputs[0].name}_stored", graph=graph)
+    edit.replace(node.outputs[0], made)
+
+
+def saturating(view: View) -> Iterator[Finding]:
+    """Weights of 8 bits on a processor whose int8 products saturate."""
+    if view.target.refuses("saturation") is None and not (
+        view.target.provider == "cpu" and view.target.machine is None and saturates()
+    ):
+        return
+    for node, weight in view.layers():
+        tensor = constant(weight.inputs[0])
+        if tensor is None or tensor.dtype != ir.DataType.INT8 or tensor.size > _LOOKED_THROUGH:
+            continue
+        if view.activation_dq(input_at(node, 0)) is None:
+            continue
+        numbers = tensor.numpy().astype(np.int16)
+        if numbers.size and int(np.abs(numbers).max()) > 64:
+            yield finding(
+                node,
+                "its weight uses all 8 bits: without VNNI, sums of two products saturate at 16 bits",
+                hint="quantize with reduced range (7 bits)",
+            )
+
+
+def unpacked_blocks(view: View) -> Iterator[Finding]:
+    """Weights in blocks that do not become MatMulNBits and are unpacked in every run."""
+    refusal = view.target.refuses("block-axis", "MatMul")
+    for node, weight in view.layers() if refusal else ():
+        grid, tensor = view.grid(weight), constant(weight.inputs[0])
+        if (
+            node.op_type not in {"MatMul", "Gemm"}
+            or grid is None
+            or tensor is None
+            or not grid.block
+        ):
+            continue
+        if len(tensor.shape) != 2 or view.activation_dq(input_at(node, 0)) is not None:
+            continue
+        turned = bool(node.op_type == "Gemm" and attribute(node, "transB", 0))
+        if grid.axis % 2 == 1 and not turned:
+            yield finding(
+                node, "blocks of its weight lie along axis 1: it is unpacked in every run"
+            )
+        elif turned:
+            fix = partial(_turn_gemm, node, weight) if grid.axis % 2 == 1 else None
+            yield finding(
+                node, "its weight in blocks is transposed: it is unpacked in every run", fix
+            )
+        elif grid.block < 16 or grid.block & (grid.block - 1):
+            text = f"blocks of {grid.block}: only powers of two from 16 on are computed with, others are unpacked"
+            yield finding(node, text)
+    yield from _transposed_blocks(view)
+
+
+def _transposed_blocks(view: View) -> Iterator[Finding]:
+    """DQ -> Transpose -> MatMul, as exporters of `x @ w.T` write it."""
+    for node in view.nodes:
+        if node.op_type != "MatMul" or node.domain not in {"", "ai.onnx"}:
+            continue
+        value = input_at(node, 1)
+        turn = None if value is None else value.producer()
+        if turn is None or turn.op_type != "Transpose":
+            continue
+        weight = view.constant_dq(turn.inputs[0])
+        grid = None if weight is None else view.grid(weight)
+        tensor = None if weight is None else constant(weight.inputs[0])
+        if weight is None or grid is None or tensor is None or len(tensor.shape) != 2:
+            continue
+        if not grid.block or view.activation_dq(input_at(node, 0)) is not None:
+            continue
+        if tuple(attribute(turn, "perm", (1, 0))) != (1, 0):
+            continue
+        fix = partial(_put_turned, node, weight) if grid.axis % 2 == 1 else None
+        yield finding(node, "its weight in blocks is transposed: it is unpacked in every run", fix)
+
+
+def _turn_gemm(node: ir.Node, weight: ir.Node, edit: Edit) -> None:
+    _put_turned(node, weight, edit)
+    edit.set_attribute(node, "transB", 0)
+
+
+def _put_turned(node: ir.Node, weight: ir.Node, edit: Edit) -> None:
+    """Stores a weight in blocks the other way round: the same numbers."""
+    graph = node.graph
+    if graph is None:
+        return
+    name = weight.outputs[0].name or "weight"
+    inputs: list[ir.Value | None] = []
+    for value in weight.inputs:
+        tensor = constant(value)
+        if tensor is None:
+            return
+        turned = ir.tensor(np.ascontiguousarray(tensor.numpy().T), dtype=tensor.dtype)
+        inputs.append(edit.initializer(turned, name=f"{name}_turned", graph=graph))
+    attributes: dict[str, Any] = {**dict(weight.attributes), "axis": 0}
+    made = edit.insert(
+        "DequantizeLinear", inputs, before=node, attributes=attributes, outputs=[name]
+    )
+    edit.set_input(node, 1, made.outputs[0])

@@ -1,0 +1,182 @@
+"""Mends what the linter finds in a quantized model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from onnxcomp.bench import Limits, measure
+from onnxcomp.compare import compare
+from onnxcomp.errors import UserError
+from onnxcomp.lint import codes as lint_codes
+from onnxcomp.lint.repair import STAGES, Repair, Stage
+from onnxcomp.lint.report import rules_by_code
+from onnxcomp.passbase import Context, Pass
+from onnxcomp.probe import probe_feeds
+from onnxcomp.runtime import Session, available_providers
+from onnxcomp_passes.simplify.eliminate_dead import EliminateDead
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+
+    from onnxcomp.ir import Model
+
+    Feeds = Mapping[str, np.ndarray]
+
+_SAMPLES = 2
+# Rewrites that keep values may move a number over the edge of a rounding here and there.
+_LEAST_SQNR_DB = 30.0
+_SLOWER = 1.03
+_SECONDS = 3.0
+
+
+@dataclass
+class _Trial:
+    """The model as it was, and a few samples to judge by."""
+
+    before: Model
+    feeds: Sequence[Feeds]
+    problem: str = ""
+    diagnostics: list[str] = field(default_factory=list)
+
+
+class FixQuantization(Pass):
+    """Mend what `onnxcomp lint` finds in a quantized model, from whatever tool it comes.
+
+    First what is wrong (axes, scales of biases), then what can be written in another form with the same
+    values (int8 activations become uint8, float constants behind a Q become numbers), then what costs time
+    and accuracy for nothing (Q and DQ around operators that run in float anyway, a Q in front of a Relu and
+    another one behind it, Conv quantized in every run). Each of the three is measured and taken back when
+    the model does not get faster by it; the first one is kept in any case.
+
+        Conv -> Q -> DQ -> Relu -> Q -> DQ     Conv -> Relu -> Q -> DQ
+    """
+
+    name: ClassVar[str] = "fix-quantization"
+    codes: ClassVar[Mapping[str, str]] = {
+        "FIX101": "What was mended, and what it changed: time of a run, and how far outputs are from those of the model "
+        "that came in. Where roundings were taken out, a difference is what they had added.",
+        "FIX102": "These fixes were taken back because the model was not faster with them.",
+        "FIX103": "These fixes were taken back because outputs differed by more than rounding explains.",
+        "FIX104": "The model could not be run here before or after, so nothing was measured and nothing compared.",
+        **lint_codes(),
+    }
+
+    only: tuple[str, ...] = ()
+    """Codes of rules to apply, `LNT201`; all when empty."""
+    skip: tuple[str, ...] = ()
+    """Codes of rules to leave out."""
+    larger: bool = True
+    """Whether weights of operators that run in float may be stored in float, which is faster and larger."""
+    measure: bool = True
+    """Whether to measure, and to take back what does not make the model faster."""
+
+    @override
+    def run(self, ctx: Context) -> None:
+        known = rules_by_code()
+        for code in (*self.only, *self.skip):
+            if code not in known:
+                raise UserError(f"no rule has the code {code!r}", hint="see `onnxcomp explain`")
+        trial = self._trial(ctx)
+        repair = Repair(
+            ctx.model, ctx.edit, ctx.target, self.larger, lambda: EliminateDead().run(ctx)
+        )
+        for stage in STAGES:
+            mark = ctx.edit.mark()
+            current = ctx.model.copy()
+            done = repair.stage(stage, self._chosen)
+            if done:
+                self._judge(ctx, trial, current, stage, done, mark)
+
+    def _chosen(self, code: str) -> bool:
+        return code not in self.skip and (not self.only or code in self.only)
+
+    def _trial(self, ctx: Context) -> _Trial:
+        """Finds samples that the model takes."""
+        before = ctx.model.copy()
+        if ctx.target.provider not in available_providers():
+            return _Trial(before, (), f"there is no provider {ctx.target.provider} here")
+        try:
+            if ctx.samples is not None:
+                return _Trial(before, list(ctx.samples.take(min(_SAMPLES, len(ctx.samples)))))
+            with Session.open(before, optimization="disable") as session:
+                feeds = probe_feeds(before.signature(), count=_SAMPLES, runner=session)
+            return _Trial(before, feeds)
+        except UserError as error:
+            return _Trial(before, (), error.message)
+
+    def _judge(
+        self,
+        ctx: Context,
+        trial: _Trial,
+        current: Model,
+        stage: Stage,
+        done: Counter[str],
+        mark: int,
+    ) -> None:
+        """Keeps a stage or takes it back, and says so."""
+        what = _words(done)
+        if trial.problem or not trial.feeds:
+            ctx.note("FIX104", None, f"{what}; not measured: {trial.problem}")
+            _count(ctx, done)
+            return
+        sqnr = _fidelity(current, ctx.model, trial.feeds)
+        if stage.exact and sqnr is not None and sqnr < _LEAST_SQNR_DB:
+            ctx.edit.rollback(mark)
+            ctx.skip("FIX103", None, f"{what}: outputs differed by {sqnr:.1f} dB")
+            return
+        ratio = self._ratio(ctx, current, trial.feeds)
+        if ratio is not None and ratio > _SLOWER and not stage.demanded:
+            ctx.edit.rollback(mark)
+            ctx.skip("FIX102", None, f"{what}: {ratio:.2f} times the time of a run")
+            return
+        ctx.note("FIX101", None, f"{what}{_numbers(ratio, sqnr)}")
+        _count(ctx, done)
+
+    def _ratio(self, ctx: Context, current: Model, feeds: Sequence[Feeds]) -> float | None:
+        """Time after by time before; None when not both run."""
+        if not self.measure:
+            return None
+        models = {"before": current, "after": ctx.model}
+        try:
+            found = measure(
+                models, feeds, provider=ctx.target.provider, limits=Limits(seconds=_SECONDS)
+            )
+        except UserError:
+            return None
+        return found["after"].ratio.median
+
+
+def _fidelity(before: Model, after: Model, feeds: Sequence[Feeds]) -> float | None:
+    """How close outputs are when both models run as they are written; None when one does not run."""
+    try:
+        with (
+            Session.open(before, optimization="disable") as first,
+            Session.open(after, optimization="disable") as second,
+        ):
+            return compare(first, second, feeds).worst("sqnr_db")
+    except UserError:
+        return None
+
+
+def _words(done: Mapping[str, int]) -> str:
+    known = rules_by_code()
+    return ", ".join(f"{count} x {known[code].title} ({code})" for code, count in done.items())
+
+
+def _numbers(ratio: float | None, sqnr: float | None) -> str:
+    parts = [] if ratio is None else [f"{ratio:.2f} times the time of a run"]
+    parts += [] if sqnr is None else [f"outputs {sqnr:.1f} dB above the difference"]
+    return f": {', '.join(parts)}" if parts else ""
+
+
+def _count(ctx: Context, done: Mapping[str, int]) -> None:
+    known = rules_by_code()
+    for code, number in done.items():
+        ctx.edit.count(f"{known[code].title} ({code})", number)
