@@ -37,6 +37,7 @@ COMMANDS = {
         "compare",
         "bench",
         "inspect",
+        "lint",
         "passes",
         "explain",
         "demo",

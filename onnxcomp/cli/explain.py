@@ -40,9 +40,11 @@ def _codes() -> dict[str, tuple[str, str]]:
     from onnxcomp import registry
     from onnxcomp.diagnostics import CODES
     from onnxcomp.ir.structure import CODES as STRUCTURE_CODES
+    from onnxcomp.lint import codes as lint_codes
 
     known = {code: (text, "onnxcomp") for code, text in {**CODES, **STRUCTURE_CODES}.items()}
     for name, info in registry.passes().items():
         if not info.problem():
             known |= {code: (text, name) for code, text in info.load().codes.items()}
+    known |= {code: (text, "lint") for code, text in lint_codes().items()}
     return known

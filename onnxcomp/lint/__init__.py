@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from onnxcomp.lint.report import LintReport, Found, codes, lint
+from onnxcomp.lint.report import Found, LintReport, codes, lint
 
 __all__ = ["Found", "LintReport", "codes", "lint"]

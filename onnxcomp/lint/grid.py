@@ -96,13 +96,14 @@ def grid_of(node: ir.Node) -> Grid | None:
     if zero is not None:
         dtype: ir.DataType | None = zero.dtype
     elif node.op_type == "QuantizeLinear":
-        code = attribute(node, "output_dtype", 0)
+        code: object = attribute(node, "output_dtype", 0)
         dtype = ir.DataType(code) if isinstance(code, int) and code else UNSIGNED
     else:
         source = input_at(node, 0)
         tensor = constant(source)
         dtype = tensor.dtype if tensor is not None else None if source is None else source.dtype
-    axis, block = attribute(node, "axis", 1), attribute(node, "block_size", 0)
+    axis: object = attribute(node, "axis", 1)
+    block: object = attribute(node, "block_size", 0)
     if not isinstance(axis, int) or not isinstance(block, int):
         return None
     return Grid(dtype, scale.numpy(), None if zero is None else zero.numpy(), axis, block)

@@ -82,11 +82,11 @@ def find_placement(model: Model, target: Target) -> Placement:
     made = []
     for leftover in report_on(optimized, target, provider=target.provider).leftovers:
         match = _LABEL.match(leftover.node)
-        node = names.get(match.group(0)) if match else None
-        if node is None or node.op_type != leftover.operator:
+        own = names.get(match.group(0)) if match else None
+        if own is None or own.op_type != leftover.operator:
             made.append(leftover)
         else:
-            found[node] = leftover
+            found[own] = leftover
     known = {name: originals[node] for name, node in names.items() if node in originals}
     return Placement(
         quantizers={originals[n]: f for n, f in found.items() if n.op_type == "QuantizeLinear"},

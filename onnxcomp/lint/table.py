@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxcomp.diagnostics import Severity
-from onnxcomp.lint import activations, kernels, weights
+from onnxcomp.lint import activations, blocks, kernels, weights
 from onnxcomp.lint.rule import Rule
 
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -96,7 +96,7 @@ RULES: tuple[Rule, ...] = (
         "A weight in blocks is multiplied as it is stored (MatMulNBits) when blocks lie along the summed axis 0 and "
         "are a power of two from 16 on, and Gemm does not transpose. Otherwise it is unpacked in every run, which "
         "was 35 times slower. The fix stores the same numbers the other way round where that is all it takes.",
-        weights.unpacked_blocks,
+        blocks.unpacked_blocks,
         "same",
     ),
     Rule(

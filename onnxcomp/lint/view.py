@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from onnxcomp.analysis.facts import Facts
 from onnxcomp.analysis.shapes import Shapes
-from onnxcomp.ir import ir
-from onnxcomp.ir.ops import constant, input_at, producer_of
+from onnxcomp.ir.ops import constant, input_at
 from onnxcomp.lint.grid import DOMAINS, Grid, grid_of
 from onnxcomp.lint.placement import Placement, find_placement
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from onnxcomp.analysis.shapes import ShapeMap
-    from onnxcomp.ir import Model
+    from onnxcomp.ir import Model, ir
     from onnxcomp.targets import Target
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"
@@ -121,8 +120,3 @@ class View:
                 weight = self.constant_dq(input_at(node, 1))
                 if weight is not None:
                     yield node, weight
-
-
-def producer_named(value: ir.Value | None, *names: str) -> ir.Node | None:
-    """Returns the node that makes a value if it is one of these operators."""
-    return producer_of(value, *names)

@@ -96,7 +96,8 @@ def _fused(node: onnx.NodeProto, kind: str, graph: ProviderGraph) -> Why | None:
 def _attribute(node: onnx.NodeProto, name: str) -> str:
     for attribute in node.attribute:
         if attribute.name == name and attribute.type == onnx.AttributeProto.STRING:
-            return attribute.s.decode(errors="replace")
+            text: str = attribute.s.decode(errors="replace")
+            return text
     return ""
 
 

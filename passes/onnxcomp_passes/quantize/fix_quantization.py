@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
@@ -21,6 +20,7 @@ from onnxcomp.runtime import Session, available_providers
 from onnxcomp_passes.simplify.eliminate_dead import EliminateDead
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Sequence
 
     import numpy as np
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _SAMPLES = 2
 # Rewrites that keep values may move a number over the edge of a rounding here and there.
 _LEAST_SQNR_DB = 30.0
+# What is left of differences in the last place.
+_EQUAL_DB = 150.0
 _SLOWER = 1.03
 _SECONDS = 3.0
 
@@ -43,7 +45,6 @@ class _Trial:
     before: Model
     feeds: Sequence[Feeds]
     problem: str = ""
-    diagnostics: list[str] = field(default_factory=list)
 
 
 class FixQuantization(Pass):
@@ -172,7 +173,10 @@ def _words(done: Mapping[str, int]) -> str:
 
 def _numbers(ratio: float | None, sqnr: float | None) -> str:
     parts = [] if ratio is None else [f"{ratio:.2f} times the time of a run"]
-    parts += [] if sqnr is None else [f"outputs {sqnr:.1f} dB above the difference"]
+    if sqnr is not None:
+        parts.append(
+            "equal outputs" if sqnr >= _EQUAL_DB else f"outputs {sqnr:.1f} dB above the difference"
+        )
     return f": {', '.join(parts)}" if parts else ""
 
 
