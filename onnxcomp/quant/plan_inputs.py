@@ -38,7 +38,8 @@ def keep_inputs(candidates: Candidates, shapes: ShapeMap) -> None:
         shapes: Shapes of values.
     """
     order = {c.node: i for i, c in enumerate(candidates) if standard_op(c.node) in _FUSING}
-    for key, candidate in list(candidates.found.items()):
+    named = dict(candidates.found)
+    for key, candidate in named.items():
         found: Candidate | str = replace(candidate, absorbed=None, float_outputs=True)
         if candidate.weight is None and not candidate.is_product_of_activations:
             found = _residual(candidate, order, shapes)
@@ -48,6 +49,36 @@ def keep_inputs(candidates: Candidates, shapes: ShapeMap) -> None:
                 candidates.refused.append((candidate.node, found))
         else:
             candidates.found[key] = found
+    followers = {c.node: c for c in named.values() if c.family.role == "follow"}
+    _raise_inputs(candidates, followers)
+
+
+def _raise_inputs(candidates: Candidates, followers: dict[ir.Node, Candidate]) -> None:
+    """Moves Q/DQ from behind operators that hand on numbers to the front of them.
+
+    Rounding before a MaxPool or a Transpose gives what rounding behind it gives, and the operator works on
+    bytes. This is done where nothing but quantized inputs reads the result.
+    """
+    readers = {
+        (c.node, index): key for key, c in candidates.found.items() for index in c.activations
+    }
+    todo = [c.node.inputs[index] for c in candidates for index in c.activations]
+    while todo:
+        value = todo.pop()
+        maker = None if value is None else value.producer()
+        if value is None or maker is None or maker not in followers or value.is_graph_output():
+            continue
+        uses = [(use.node, use.idx) for use in value.uses()]
+        if len(maker.outputs) != 1 or any(use not in readers for use in uses):
+            continue
+        for use in uses:
+            found = candidates.found[readers.pop(use)]
+            left = tuple(index for index in found.activations if index != use[1])
+            candidates.found[found.key] = replace(found, activations=left)
+        raised = replace(followers[maker], absorbed=None, float_outputs=True)
+        candidates.found[raised.key] = raised
+        readers |= {(maker, index): raised.key for index in raised.activations}
+        todo += [maker.inputs[index] for index in raised.activations]
 
 
 def _residual(candidate: Candidate, order: dict[ir.Node, int], shapes: ShapeMap) -> Candidate | str:

@@ -204,6 +204,8 @@ class Target(_Table):
     """Where rows were read, by the key that they name."""
     machine: Machine | None = None
     """Processors that the table is about, None for any."""
+    compiles: bool = False
+    """Whether the provider compiles graphs, so that what it runs can be neither read nor timed by node."""
     int8: bool = True
     """Whether the provider computes anything in int8."""
     instead: str = ""

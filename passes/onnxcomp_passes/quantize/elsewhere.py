@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxcomp.runtime import available_providers
-from onnxcomp.targets.features import saturates
+from onnxcomp.targets.features import runs_here, saturates
 
 if TYPE_CHECKING:
     from onnxcomp.passbase import Context
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 CODES = {
     "QNT120": "The execution provider of the target computes nothing in int8, so Q/DQ would only cost "
     "time. The table of the target (`onnxcomp targets NAME`) says what it computes instead.",
-    "QNT121": "The provider of the target, or the processor that it stands for, is not on this machine, so "
-    "nothing was measured: what is quantized follows from the table of the target. Compare the result "
-    "with the float model there.",
+    "QNT121": "The provider of the target, or the processor that it stands for, is not on this machine, or "
+    "it compiles whole graphs, so no node was measured: what is quantized follows from the table of the "
+    "target. Compare the result with the float model there.",
     "QNT122": "The target refuses something that this model has.",
 }
 
@@ -30,27 +30,39 @@ def computes_no_int8(ctx: Context) -> bool:
     return True
 
 
-def has_provider(target: Target) -> bool:
+def is_readable(target: Target) -> bool:
     """Whether the graph that the provider makes of a model can be read here, on whatever processor."""
-    return target.provider in available_providers()
+    return target.provider in available_providers() and not target.compiles
+
+
+def is_measurable(target: Target) -> bool:
+    """Whether nodes can be timed here as they will run on the target."""
+    return runs_here(target) and is_readable(target)
 
 
 def testable(target: Target) -> Target:
     """The target with a provider that is here: its own, or the processor to compute with all the same."""
-    return target if has_provider(target) else target.model_copy(update={"provider": "cpu"})
+    return target if is_readable(target) else target.model_copy(update={"provider": "cpu"})
 
 
 def note_unmeasured(ctx: Context) -> None:
     """Says that what is quantized follows from a table."""
-    target = ctx.target
-    what = f"the provider {target.provider}" if target.machine is None else target.machine.arch
-    if target.machine is not None and target.machine.none_of:
-        what += f" without {', '.join(sorted(target.machine.none_of))}"
     ctx.note(
         "QNT121",
         None,
-        f"not measured ({what} is not here): placement follows the table of {target.name}",
+        f"not measured ({_obstacle(ctx.target)}): placement follows the table of {ctx.target.name}",
     )
+
+
+def _obstacle(target: Target) -> str:
+    if target.provider not in available_providers():
+        return f"the provider {target.provider} is not here"
+    if target.machine is None or runs_here(target):
+        return f"{target.provider} compiles whole graphs"
+    lacking = (
+        f" without {', '.join(sorted(target.machine.none_of))}" if target.machine.none_of else ""
+    )
+    return f"{target.machine.arch}{lacking} is not here"
 
 
 def note_refusals(ctx: Context) -> None:

@@ -23,7 +23,7 @@ def read_channels(candidates: Candidates) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for candidate in candidates:
         if candidate.weight is not None:
-            found.setdefault(candidate.inputs[0].name or "", _channels(candidate))
+            found.setdefault(_source(candidate), _channels(candidate))
     return {name: channels for name, channels in found.items() if channels[1]}
 
 
@@ -31,12 +31,18 @@ def channel_means(candidates: Candidates, seen: Mapping[str, Channels]) -> dict[
     """Returns the mean of each input channel of nodes that have a bias, by key."""
     means = {}
     for candidate in candidates:
-        found = seen.get(candidate.inputs[0].name or "")
+        found = seen.get(_source(candidate))
         if found is None or candidate.weight is None or not _has_bias(candidate):
             continue
         if (found.axis, found.size) == _channels(candidate) and found.count:
             means[candidate.key] = found.mean
     return means
+
+
+def _source(candidate: Candidate) -> str:
+    """The value that a weight multiplies, whether or not it is quantized right there."""
+    value = candidate.node.inputs[0]
+    return "" if value is None else value.name or ""
 
 
 def _has_bias(candidate: Candidate) -> bool:

@@ -20,12 +20,12 @@ from onnxcomp.quant.fusion import check_fusion
 from onnxcomp.quant.plan import Formats
 from onnxcomp.quant.regions import Regions, find_regions
 from onnxcomp.quant.scheme import DType, QScheme
-from onnxcomp.targets.features import runs_here
 from onnxcomp_passes.quantize.batchnorm import batchnorm_to_conv
 from onnxcomp_passes.quantize.elsewhere import (
     CODES,
     computes_no_int8,
-    has_provider,
+    is_measurable,
+    is_readable,
     needs_reduced_range,
     note_refusals,
     note_unmeasured,
@@ -157,7 +157,7 @@ class QuantizeStatic(Pass):
         bench = self._bench(ctx)
         keys = self._place(ctx, bench) if bench.candidates.found else frozenset()
         methods = self._observers(ctx, bench, keys)
-        if self.withdraw and has_provider(ctx.target):
+        if self.withdraw and is_readable(ctx.target):
             keys = _checked(ctx, bench, keys, methods)
         if not keys:
             if not bench.candidates.found:
@@ -194,7 +194,7 @@ class QuantizeStatic(Pass):
         candidates = find_candidates(model.graph, target, shapes, options)
         for node, reason in candidates.refused:
             ctx.skip("QNT103", node, reason)
-        regions = find_regions(model, target.provider) if has_provider(ctx.target) else Regions()
+        regions = find_regions(model, target.provider) if is_readable(ctx.target) else Regions()
         for key in list(candidates.found):
             if key in regions.sealed:
                 node = candidates.found.pop(key).node
@@ -250,9 +250,9 @@ class QuantizeStatic(Pass):
         everything = frozenset(bench.candidates.found)
         if self.placement == "all":
             return everything
-        if self.placement == "weighted":
+        if self.placement == "weighted" and bench.target.style == "units":
             return frozenset(c.key for c in bench.candidates if c.family.name in HEAVY)
-        if not runs_here(ctx.target):
+        if not is_measurable(ctx.target):
             note_unmeasured(ctx)
             return everything
         samples = list(itertools.islice(ctx.samples or (), _JUDGED))
