@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from onnxcomp.ir.edit import PROVENANCE
 from onnxcomp.ir.ops import constant, is_op
 
@@ -72,6 +74,7 @@ class Quantized:
         """Whether more than weights is quantized, so that there is nothing left for static quantization."""
         return any(form not in {"weights", "weight-only"} for form in self.nodes.values())
 
+    @override
     def __str__(self) -> str:
         parts = ", ".join(f"{count} of {form}" for form, count in sorted(self.forms.items()))
         return f"{parts} (by {self.tool})" if self.tool else parts

@@ -75,7 +75,7 @@ def unpacked(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uin
     return flat[..., :count]
 
 
-def matmul_nbits(  # noqa: PLR0913 - what the operator takes
+def matmul_nbits(
     packed: NDArray[np.uint8],
     scales: NDArray[Any],
     zero_points: NDArray[Any] | None,

@@ -227,18 +227,6 @@ def _softmax(site: Lowering) -> None:
     site.quantize(site.insert("Softmax", [x], {"axis": axis}).outputs[0], 3, 4)
 
 
-def _reduce_mean(site: Lowering) -> None:
-    axes, keep = attribute(site.node, "axes"), attribute(site.node, "keepdims", 1)
-    x = site.real(0, site.grid(1, 2))
-    attributes: dict[str, Any] = {"keepdims": keep}
-    inputs: list[ir.Value | None] = [x]
-    if axes and site.opset < 18:
-        attributes["axes"] = list(axes)
-    elif axes:
-        inputs.append(site.constant(np.asarray(axes, np.int64), f"{site.node.name}_axes"))
-    site.quantize(site.insert("ReduceMean", inputs, attributes).outputs[0], 3, 4)
-
-
 def _concat(site: Lowering) -> None:
     count = (len(site.node.inputs) - 2) // 3
     parts = [site.real(2 + 3 * i, site.grid(3 + 3 * i, 4 + 3 * i)) for i in range(count)]
@@ -363,7 +351,6 @@ RULES: Mapping[str, Callable[[Lowering], None]] = {
     "QLinearLeakyRelu": _unary("LeakyRelu", "alpha"),
     "QLinearMatMul": _matmul,
     "QLinearMul": _binary("Mul"),
-    "QLinearReduceMean": _reduce_mean,
     "QLinearSigmoid": _unary("Sigmoid"),
     "QLinearSoftmax": _softmax,
     "QLinearWhere": _where,
