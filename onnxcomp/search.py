@@ -191,7 +191,7 @@ class Search:
 
     def _prepare(self, simplified: Trial) -> Trial:
         """Brings the weights into a form that loses less, once for all candidates."""
-        steps = (make("fuse-pointwise", {}), make("equalize", {}))
+        steps = tuple(make(name, {}) for name in ("pool-means", "fuse-pointwise", "equalize"))
         made = Pipeline(steps, target=self.options.target).run(
             simplified.model,
             samples=self.calibration,

@@ -37,6 +37,7 @@ from onnxcomp_passes.quantize.insertion import Weights
 from onnxcomp_passes.quantize.means import channel_means, read_channels
 from onnxcomp_passes.quantize.opset import SIXTEEN_BITS, VERSION, find_ranks, obstacle, raise_to
 from onnxcomp_passes.quantize.placing import HEAVY, PlacementSearch
+from onnxcomp_passes.quantize.pool_means import PoolMeans
 from onnxcomp_passes.quantize.trial import Bench, ObserverSearch
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class QuantizeStatic(Pass):
     reduce_range: bool | None = None
     """Weights of 7 bits; by default where the processor needs it."""
     prepare: bool = True
-    """First do what `fuse-pointwise` and `equalize` do, which makes rounding cost less."""
+    """First do what `pool-means`, `fuse-pointwise` and `equalize` do, which makes rounding cost less."""
     withdraw: bool = True
     """Take Q/DQ out again around nodes that the provider leaves in float; `false` for another runtime than this."""
     correct_bias: bool = True
@@ -151,6 +152,7 @@ class QuantizeStatic(Pass):
         mark = ctx.edit.mark()
         raise_to(ctx.model, ctx.edit, ranks, version)
         if self.prepare:
+            PoolMeans().run(ctx)
             FusePointwise().run(ctx)
             batchnorm_to_conv(ctx)
             Equalize(samples=_EQUALIZED).run(ctx)
