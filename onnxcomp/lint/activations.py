@@ -10,10 +10,11 @@ import numpy as np
 
 from onnxcomp.diagnostics import Severity
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import array, attribute, constant, input_at, standard_op, use_count
+from onnxcomp.ir.ops import attribute, constant, input_at, standard_op, use_count
+from onnxcomp.lint.bypass import bypass, clip_limits
 from onnxcomp.lint.grid import SIGNED, UNSIGNED, Grid, grid_of
 from onnxcomp.lint.rule import Finding, finding
-from onnxcomp.lint.view import is_dequantizer, is_quantizer
+from onnxcomp.lint.view import is_quantizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -144,21 +145,6 @@ def redundant(node: ir.Node, grid: Grid) -> bool:
     return limits is not None and low >= limits[0] and high <= limits[1]
 
 
-def clip_limits(node: ir.Node) -> tuple[float, float] | None:
-    """Returns the limits of a Clip, None where they are not constant."""
-    found = []
-    for index, (name, default) in enumerate((("min", -np.inf), ("max", np.inf)), 1):
-        value = input_at(node, index)
-        if value is None:
-            found.append(float(attribute(node, name, default)))
-            continue
-        number = array(value, limit=1)
-        if number is None or number.size != 1:
-            return None
-        found.append(float(number.reshape(-1)[0]))
-    return found[0], found[1]
-
-
 def kept_relu(view: View) -> Iterator[Finding]:
     """Relu and Clip that a Q with unused negative numbers keeps alive."""
     if not view.target.absorbable or view.target.activation.symmetric:
@@ -241,7 +227,11 @@ def twice(view: View) -> Iterator[Finding]:
             continue
         between = next(iter(value.uses())).node
         if is_quantizer(between):
-            fix = partial(bypass, readers[0]) if _is_made_by_kernel(view, first) else None
+            fix = (
+                partial(bypass, view.model.opset, readers[0])
+                if _is_made_by_kernel(view, first)
+                else None
+            )
             yield finding(first, "quantized again at once, with other parameters", fix)
             continue
         behind = None
@@ -254,7 +244,7 @@ def twice(view: View) -> Iterator[Finding]:
         yield finding(
             first,
             f"quantized in front of a {between.op_type} and behind it: rounded twice, and one conversion more",
-            partial(bypass, readers[0]) if useful else None,
+            partial(bypass, view.model.opset, readers[0]) if useful else None,
         )
 
 
@@ -265,17 +255,6 @@ def _is_made_by_kernel(view: View, quantizer: ir.Node) -> bool:
         return False
     family = view.target.family_of(standard_op(maker))
     return family is not None and family.role in {"kernel", "join"}
-
-
-def bypass(dequantizer: ir.Node, edit: Edit) -> None:
-    """Takes a Q and DQ pair out: readers get the float value in front of it."""
-    quantized = dequantizer.inputs[0]
-    quantizer = None if quantized is None else quantized.producer()
-    if quantizer is None or not is_quantizer(quantizer) or not is_dequantizer(dequantizer):
-        return
-    source = quantizer.inputs[0]
-    if source is not None and not dequantizer.outputs[0].is_graph_output():
-        edit.replace(dequantizer.outputs[0], source)
 
 
 def sixteen_bits(view: View) -> Iterator[Finding]:

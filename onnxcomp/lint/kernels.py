@@ -10,8 +10,9 @@ import numpy as np
 from onnxcomp.diagnostics import Severity
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import constant, input_at, standard_op, use_count
-from onnxcomp.lint.activations import bypass
+from onnxcomp.lint.bypass import bypass, in_float, quantizer_of
 from onnxcomp.lint.grid import SIGNED
+from onnxcomp.lint.placement import Edge
 from onnxcomp.lint.rule import Finding, finding
 from onnxcomp.lint.weights import fold_dq
 from onnxcomp.quant.fusion_report import Reason
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from onnxcomp.ir import Edit
-    from onnxcomp.lint.placement import Edge
     from onnxcomp.lint.view import View
     from onnxcomp.quant.fusion_report import Leftover
 
@@ -38,33 +38,55 @@ def islands(view: View) -> Iterator[Finding]:
     """Q and DQ pairs whose both sides run in float: two conversions for nothing."""
     placement = view.placement
     for edge, found in placement.edges.items():
-        quantizer = _quantizer_of(edge)
-        if quantizer is None or quantizer not in placement.quantizers:
+        quantizer = quantizer_of(edge.dequantizer)
+        before = None if quantizer is None else _float_in_front(view, quantizer)
+        if quantizer is None or before is None:
             continue
-        before = placement.quantizers[quantizer]
+        if quantizer not in placement.quantizers and not _all_left(view, quantizer):
+            continue
         why = before.why if before.reason is not Reason.INPUT else found.why
         if why != found.why and before.reason is not Reason.REQUANTIZE:
             why = f"{before.why}; {found.why}"
         yield finding(
             edge.reader,
             f"float on both sides of Q and DQ: {why}",
-            partial(_bypass_edge, edge),
+            partial(_bypass_edge, edge, view.model.opset),
         )
 
 
-def _quantizer_of(edge: Edge) -> ir.Node | None:
-    value = edge.dequantizer.inputs[0]
-    maker = None if value is None else value.producer()
-    return maker if maker is not None and maker.op_type == "QuantizeLinear" else None
+def _float_in_front(view: View, quantizer: ir.Node, depth: int = 8) -> Leftover | None:
+    """Why what a Q reads was float, also past operators that hand on bytes; None if it was not."""
+    found = view.placement.quantizers.get(quantizer)
+    if found is not None or depth == 0:
+        return found
+    value = quantizer.inputs[0]
+    moving = None if value is None else value.producer()
+    family = None if moving is None else view.target.family_of(standard_op(moving))
+    if moving is None or family is None or family.role != "follow":
+        return None
+    source = view.activation_dq(input_at(moving, 0))
+    first = None if source is None else quantizer_of(source)
+    return None if first is None else _float_in_front(view, first, depth - 1)
 
 
-def _bypass_edge(edge: Edge, edit: Edit) -> None:
+def _all_left(view: View, quantizer: ir.Node) -> bool:
+    """Whether all readers behind a Q run in float."""
+    readers = view.dq_readers(quantizer)
+    if readers is None or any(dq.outputs[0].is_graph_output() for dq in readers):
+        return False
+    uses = [Edge(dq, use.node, use.idx) for dq in readers for use in dq.outputs[0].uses()]
+    return all(edge in view.placement.edges for edge in uses)
+
+
+def _bypass_edge(edge: Edge, opset: int, edit: Edit) -> None:
     """Lets one reader read the float value in front of the Q."""
-    quantizer = _quantizer_of(edge)
+    quantizer = quantizer_of(edge.dequantizer)
     if quantizer is None or edge.reader.graph is None or edge.dequantizer.graph is None:
         return
     if edge.reader.inputs[edge.index] is edge.dequantizer.outputs[0]:
-        edit.set_input(edge.reader, edge.index, quantizer.inputs[0])
+        value = in_float(quantizer, opset, edit)
+        if value is not None:
+            edit.set_input(edge.reader, edge.index, value)
 
 
 def unpacked(view: View) -> Iterator[Finding]:
@@ -97,7 +119,7 @@ def borders(view: View) -> Iterator[Finding]:
         if node.outputs[0] not in inner:
             yield _border(node, found)
     for edge, found in placement.edges.items():
-        quantizer = _quantizer_of(edge)
+        quantizer = quantizer_of(edge.dequantizer)
         stored = constant(input_at(edge.dequantizer, 0)) is not None
         if not stored and (quantizer is None or quantizer not in placement.quantizers):
             yield _border(edge.dequantizer, found)
@@ -193,18 +215,8 @@ def _float_conv(
 def pooled_bytes(view: View) -> Iterator[Finding]:
     """MaxPool of bytes with channels in front, for which onnxruntime has a slow kernel only."""
     for node in view.placement.slow.get("MaxPool", ()):
-        source = view.activation_dq(input_at(node, 0))
-        behind = view.quantizer_behind(node.outputs[0])
-        fix = None
-        if source is not None and behind is not None:
-            grids = view.grid(source), view.grid(behind)
-            equal = grids[0] is not None and grids[1] is not None and grids[0].equals(grids[1])
-            maker = source.inputs[0].producer() if source.inputs[0] is not None else None
-            alone = use_count(source.outputs[0]) == 1
-            if equal and alone and maker in view.placement.quantizers:
-                fix = partial(bypass, source)
         text = "pools bytes with channels in front: more than 20 times slower than in float"
-        yield finding(node, text, fix, hint="" if fix else "pool in front of the Q")
+        yield finding(node, text, hint="leave it float, with no Q in front or behind")
 
 
 def softmax_of_bytes(view: View) -> Iterator[Finding]:
@@ -213,7 +225,7 @@ def softmax_of_bytes(view: View) -> Iterator[Finding]:
         source = view.activation_dq(input_at(node, 0))
         fix = None
         if source is not None and _made_as_float(view, source):
-            fix = partial(bypass, source)
+            fix = partial(bypass, view.model.opset, source)
         text = "the int8 kernel of Softmax is slower than the float one, about five times"
         yield finding(node, text, fix, hint="" if fix else "leave it float")
 

@@ -42,12 +42,12 @@ STAGES = (
     Stage("what is wrong", ("LNT101", "LNT102", "LNT105", "LNT210"), demanded=True),
     Stage(
         "the same values in another form",
-        ("LNT107", "LNT109", "LNT201", "LNT208", "LNT108"),
+        ("LNT107", "LNT109", "LNT201", "LNT208", "LNT108", "LNT305"),
         exact=True,
     ),
     Stage(
         "roundings and conversions for nothing",
-        ("LNT401", "LNT203", "LNT202", "LNT402", "LNT301", "LNT403", "LNT302"),
+        ("LNT401", "LNT306", "LNT203", "LNT202", "LNT301", "LNT403", "LNT302"),
         rounds=_ROUNDS,
     ),
 )

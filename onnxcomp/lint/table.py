@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxcomp.diagnostics import Severity
-from onnxcomp.lint import activations, blocks, kernels, weights
+from onnxcomp.lint import activations, blocks, kernels, neighbours, weights
 from onnxcomp.lint.rule import Rule
 
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -221,6 +221,24 @@ RULES: tuple[Rule, ...] = (
         kernels.float_directly,
     ),
     Rule(
+        "LNT305",
+        _WARNING,
+        "Pad in front of a quantized Conv",
+        "A Pad with zeros between Q and DQ runs in float, with a conversion on either side. The fix lets the Conv "
+        "pad, which gives the same numbers: 0 is one of every grid.",
+        neighbours.padded,
+        "same",
+    ),
+    Rule(
+        "LNT306",
+        _WARNING,
+        "BatchNormalization behind a quantized Conv",
+        "The model was quantized before its BatchNormalization was folded, which runs in float between conversions. "
+        "The fix multiplies the scales of the weight, which keeps its numbers, and puts the rest into the bias.",
+        neighbours.normalized,
+        "finer",
+    ),
+    Rule(
         "LNT401",
         _WARNING,
         "Conv quantized in every run",
@@ -233,10 +251,10 @@ RULES: tuple[Rule, ...] = (
         "LNT402",
         _WARNING,
         "MaxPool of bytes with channels in front",
-        "onnxruntime pools bytes fast only with channels last, which it arranges beside a QLinearConv. The fix pools "
-        "in float in front of the Q, which gives the same numbers.",
+        "onnxruntime pools bytes fast only with channels last, which it arranges beside a QLinearConv. A Q "
+        "behind the pool is moved in front of it, so neither may stand there; --fix takes both out where all around "
+        "is float (LNT301).",
         kernels.pooled_bytes,
-        "same",
     ),
     Rule(
         "LNT403",

@@ -57,6 +57,8 @@ def wrong_axis(view: View) -> Iterator[Finding]:
         ):
             continue
         sizes = tensor.shape.numpy()
+        if sizes[axis] != grid.scale.size:
+            continue
         equal = sizes[axis] == sizes[output_axis(node, rank)]
         what = "gives wrong numbers without a word" if equal else "fails at run time"
         yield finding(
@@ -343,9 +345,8 @@ def _store_numbers(node: ir.Node, grid: Grid, edit: Edit) -> None:
 
 def saturating(view: View) -> Iterator[Finding]:
     """Weights of 8 bits on a processor whose int8 products saturate."""
-    if view.target.refuses("saturation") is None and not (
-        view.target.provider == "cpu" and view.target.machine is None and saturates()
-    ):
+    here = view.target.provider == "cpu" and view.target.machine is None and saturates()
+    if not here and view.target.weight.bits != 7:
         return
     for node, weight in view.layers():
         tensor = constant(weight.inputs[0])

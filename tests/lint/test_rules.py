@@ -1,0 +1,424 @@
+"""Every rule of the linter: one model in which it finds something, one in which it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcomp.diagnostics import Severity
+from onnxcomp.lint import codes, lint
+from onnxcomp.pipeline import Pipeline
+from onnxcomp.runtime import Session
+from onnxcomp_passes.quantize.fix_quantization import FixQuantization
+from tests.helpers.text import model
+
+if TYPE_CHECKING:
+    from onnxcomp.lint import LintReport
+
+U8 = "float s = {0.02}, uint8 z = {128}, uint8 zero = {0}"
+S8 = "float s = {0.02}, int8 z = {3}, uint8 zero = {0}"
+W = "int8[8, 8, 3, 3] w, float ws = {0.01}, int8 wz = {0}"
+WC = (
+    "int8[8, 8, 3, 3] w, float[8] ws = {0.01, 0.02, 0.03, 0.04, 0.05, 0.01, 0.02, 0.08}, "
+    "int8[8] wz = {0, 0, 0, 0, 0, 0, 0, 0}"
+)
+IN = "xq = QuantizeLinear (x, s, z) xd = DequantizeLinear (xq, s, z)"
+CONV = "Conv <pads = [1, 1, 1, 1]>"
+OUT = "yq = QuantizeLinear (a, s, z) y = DequantizeLinear (yq, s, z)"
+
+
+def image(inits: str, body: str) -> str:
+    return f"g (float[1, 8, 6, 6] x) => (float[A, B, C, D] y) <{inits}> {{ {body} }}"
+
+
+def rows(inits: str, body: str) -> str:
+    return f"g (float[4, 32] x) => (float[A, B] y) <{inits}> {{ {body} }}"
+
+
+def conv(weights: str, *, axis: str = "", between: str = "", out: str = OUT, act: str = U8) -> str:
+    weight = f"wd = DequantizeLinear {axis} (w, ws, wz)"
+    first = f"a = {CONV} (xd, wd)" if not between else f"c = {CONV} (xd, wd) {between}"
+    return image(f"{weights}, {act}", f"{IN} {weight} {first} {out}")
+
+
+def gemm(inits: str, bias: str) -> str:
+    body = f"{IN} wd = DequantizeLinear (w, ws, wz) {bias} y = Gemm (xd, wd, b)"
+    return rows(f"int8[32, 8] w, float ws = {{0.01}}, int8 wz = {{0}}, {inits}, {U8}", body)
+
+
+def matmul(axis: int, count: int) -> str:
+    scales = ", ".join(f"{0.01 + 0.001 * i:.3f}" for i in range(count))
+    zeros = ", ".join("0" * count)
+    body = f"{IN} wd = DequantizeLinear <axis = {axis}> (w, ws, wz) y = MatMul (xd, wd)"
+    return rows(
+        f"int8[32, 8] w, float[{count}] ws = {{{scales}}}, int8[{count}] wz = {{{zeros}}}, {U8}",
+        body,
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule's code, a model in which it finds something and one in which it does not."""
+
+    code: str
+    bad: str
+    good: str
+    target: str = "cpu"
+    static: bool = False
+
+
+ADDED = f"{IN} wd = DequantizeLinear (w, ws, wz) b = {CONV} (xd, wd) bq = QuantizeLinear (b, s, z) "
+ADDED += "bd = DequantizeLinear (bq, s, z) a = Add (bd, xd)"
+BLOCKS = "int8[32, 8] w, float[2, 8] bs"
+TURNED = "int8[8, 32] w, float[8, 2] bs"
+
+CASES = (
+    Case(
+        "LNT101",
+        conv(WC, axis="<axis = 1>"),
+        conv(WC, axis="<axis = 0>"),
+    ),
+    Case("LNT102", matmul(0, 32), matmul(1, 8)),
+    Case(
+        "LNT103",
+        conv(W, act="float s = {0.0}, uint8 z = {128}, uint8 zero = {0}"),
+        conv(W),
+        static=True,
+    ),
+    Case(
+        "LNT104",
+        conv(WC, axis="<axis = 2>"),
+        conv(WC, axis="<axis = 0>"),
+        static=True,
+    ),
+    Case(
+        "LNT105",
+        image(
+            f"{W}, {U8}, int32[8] bi, float bs = {{0.5}}, int32 bz = {{0}}",
+            f"{IN} wd = DequantizeLinear (w, ws, wz) bd = DequantizeLinear (bi, bs, bz) "
+            f"a = {CONV} (xd, wd, bd) {OUT}",
+        ),
+        image(
+            f"{W}, {U8}, int32[8] bi, float bs = {{0.0002}}, int32 bz = {{0}}",
+            f"{IN} wd = DequantizeLinear (w, ws, wz) bd = DequantizeLinear (bi, bs, bz) "
+            f"a = {CONV} (xd, wd, bd) {OUT}",
+        ),
+    ),
+    Case(
+        "LNT107",
+        image(
+            f"float[8, 8, 3, 3] f, float ws = {{0.01}}, int8 wz = {{0}}, {U8}",
+            f"{IN} w = QuantizeLinear (f, ws, wz) wd = DequantizeLinear (w, ws, wz) "
+            f"a = {CONV} (xd, wd) {OUT}",
+        ),
+        conv(W),
+    ),
+    Case(
+        "LNT108",
+        gemm("float[8] b", ""),
+        gemm(
+            "int32[8] bi, float bs = {0.0002}, int32 bz = {0}", "b = DequantizeLinear (bi, bs, bz)"
+        ),
+    ),
+    Case(
+        "LNT109",
+        rows(
+            f"{TURNED}, float[8] b",
+            "wd = DequantizeLinear <axis = 1, block_size = 16> (w, bs) "
+            "y = Gemm <transB = 1> (x, wd, b)",
+        ),
+        rows(
+            f"{BLOCKS}, float[8] b",
+            "wd = DequantizeLinear <axis = 0, block_size = 16> (w, bs) y = Gemm (x, wd, b)",
+        ),
+    ),
+    Case(
+        "LNT201",
+        image(f"{W}, {S8}", f"{ADDED} {OUT}"),
+        image(f"{W}, {U8}", f"{ADDED} {OUT}"),
+    ),
+    Case(
+        "LNT202",
+        conv(W, between="a = Relu (c)"),
+        conv(
+            W,
+            between="a = Relu (c)",
+            out="yq = QuantizeLinear (a, s, zero) y = DequantizeLinear (yq, s, zero)",
+        ),
+    ),
+    Case(
+        "LNT203",
+        conv(
+            W,
+            between="cq = QuantizeLinear (c, s, z) cd = DequantizeLinear (cq, s, z) a = Relu (cd)",
+            out="yq = QuantizeLinear (a, s, zero) y = DequantizeLinear (yq, s, zero)",
+        ),
+        conv(
+            W,
+            between="a = Relu (c)",
+            out="yq = QuantizeLinear (a, s, zero) y = DequantizeLinear (yq, s, zero)",
+        ),
+    ),
+    Case(
+        "LNT204",
+        conv(W, act="float s = {0.001}, uint16 z = {32768}, uint8 zero = {0}"),
+        conv(W),
+    ),
+    Case(
+        "LNT205",
+        conv(
+            W,
+            act=f"float[8] s = {{{', '.join(['0.02'] * 8)}}}, uint8[8] z = {{{', '.join(['9'] * 8)}}}",
+        ),
+        conv(W),
+    ),
+    Case(
+        "LNT206",
+        image(
+            f"{U8}, float t = {{0.5}}",
+            f"{IN} a = MaxPool <kernel_shape = [2, 2]> (xd) yq = QuantizeLinear (a, t, z) "
+            "y = DequantizeLinear (yq, t, z)",
+        ),
+        image(U8, f"{IN} a = MaxPool <kernel_shape = [2, 2]> (xd) {OUT}"),
+    ),
+    Case(
+        "LNT207",
+        image(
+            f"{W}, uint8 z = {{128}}",
+            f"s = ReduceMax <keepdims = 0> (x) {IN} wd = DequantizeLinear (w, ws, wz) "
+            f"a = {CONV} (xd, wd) {OUT}",
+        ),
+        conv(W),
+    ),
+    Case(
+        "LNT208",
+        conv("uint8[8, 8, 3, 3] w, float ws = {0.01}, uint8 wz = {128}"),
+        conv(W),
+    ),
+    Case("LNT209", conv(W), conv(W, act="float s = {0.02}, int8 z = {0}"), target="tensorrt"),
+    Case(
+        "LNT210",
+        gemm(
+            "int32[8] bi, float bs = {0.0002}, int32 bz = {0}", "b = DequantizeLinear (bi, bs, bz)"
+        ),
+        gemm("float[8] b", ""),
+        target="tensorrt",
+    ),
+    Case(
+        "LNT301",
+        image(U8, f"{IN} a = Tanh (xd) {OUT}"),
+        conv(W),
+    ),
+    Case(
+        "LNT302",
+        image(f"{W}, {U8}", f"wd = DequantizeLinear (w, ws, wz) y = {CONV} (x, wd)"),
+        conv(W),
+    ),
+    Case("LNT303", conv(W), image("float k = {2.0}", "y = Mul (x, k)")),
+    Case(
+        "LNT304",
+        conv(W, between="a = LeakyRelu (c)"),
+        conv(
+            W,
+            between="cq = QuantizeLinear (c, s, z) cd = DequantizeLinear (cq, s, z) a = LeakyRelu (cd)",
+        ),
+    ),
+    Case(
+        "LNT305",
+        image(
+            f"{W}, {U8}, int64[8] ends = {{0, 0, 1, 0, 0, 0, 0, 2}}",
+            f"p = Pad (x, ends) xq = QuantizeLinear (p, s, z) xd = DequantizeLinear (xq, s, z) "
+            f"wd = DequantizeLinear (w, ws, wz) a = Conv <pads = [0, 1, 1, 0]> (xd, wd) {OUT}",
+        ),
+        conv(W),
+    ),
+    Case(
+        "LNT306",
+        conv(
+            f"{WC}, float[8] gain = {{1.0, -0.5, 2.0, 1.0, 0.3, 1.0, -2.0, 1.0}}, float[8] shift, "
+            "float[8] mean, float[8] var = {1.0, 1.0, 2.0, 1.0, 0.5, 1.0, 1.0, 3.0}",
+            axis="<axis = 0>",
+            between="cq = QuantizeLinear (c, s, z) cd = DequantizeLinear (cq, s, z) "
+            "a = BatchNormalization (cd, gain, shift, mean, var)",
+            act="float s = {0.05}, uint8 z = {128}, uint8 zero = {0}",
+        ),
+        conv(WC, axis="<axis = 0>"),
+    ),
+    Case(
+        "LNT401",
+        image(
+            "int8[8, 8, 3, 3] w, float ws = {0.01}, int8 wz = {0}",
+            "q, qs, qz = DynamicQuantizeLinear (x) "
+            "i = ConvInteger <pads = [1, 1, 1, 1]> (q, w, qz, wz) f = Cast <to = 1> (i) "
+            "k = Mul (qs, ws) y = Mul (f, k)",
+        ),
+        image("float[8, 8, 3, 3] w", f"y = {CONV} (x, w)"),
+    ),
+    Case(
+        "LNT402",
+        image(
+            U8,
+            f"t = Tanh (x) xq = QuantizeLinear (t, s, z) xd = DequantizeLinear (xq, s, z) "
+            f"a = MaxPool <kernel_shape = [2, 2]> (xd) {OUT}",
+        ),
+        image(U8, "t = Tanh (x) y = MaxPool <kernel_shape = [2, 2]> (t)"),
+    ),
+    Case(
+        "LNT403",
+        rows(U8, f"{IN} a = Softmax (xd) {OUT}"),
+        rows(U8, "y = Softmax (x)"),
+    ),
+    Case(
+        "LNT404",
+        rows(
+            "int8[32, 8] w, float s = {0.02}, int8 z = {0}",
+            "xq = QuantizeLinear (x, s, z) q = QLinearMatMul (xq, s, z, w, s, z, s, z) "
+            "y = DequantizeLinear (q, s, z)",
+        ),
+        rows(
+            "int8[32, 8] w, float s = {0.02}, int8 z = {0}, uint8 u = {128}",
+            "xq = QuantizeLinear (x, s, u) q = QLinearMatMul (xq, s, u, w, s, z, s, u) "
+            "y = DequantizeLinear (q, s, u)",
+        ),
+    ),
+    Case(
+        "LNT405",
+        "g (float16[4, 32] x) => (float16[] y) <float16[32, 8] w> { y = MatMul (x, w) }",
+        "g (float[4, 32] x) => (float[A, B] y) <float[32, 8] w> { y = MatMul (x, w) }",
+    ),
+)
+IDS = [case.code for case in CASES]
+
+
+def look(text: str, case: Case) -> LintReport:
+    return lint(model(text), target=case.target, provider_graph=not case.static)
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_the_bad_model_is_found(case: Case) -> None:
+    assert case.code in look(case.bad, case).counts
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_the_good_model_is_not(case: Case) -> None:
+    assert case.code not in look(case.good, case).counts
+
+
+def test_every_rule_has_a_case() -> None:
+    # One needs a processor that saturates, the other a model that the runtime refuses: tests below.
+    assert set(codes()) - {"LNT100", "LNT106"} == set(IDS)
+
+
+FIXABLE = [
+    case
+    for case in CASES
+    if case.code
+    in {
+        *("LNT101", "LNT102", "LNT105", "LNT107", "LNT108", "LNT109", "LNT201", "LNT202"),
+        *("LNT203", "LNT208", "LNT301", "LNT302", "LNT305", "LNT306", "LNT401"),
+    }
+]
+
+
+def as_written(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    with Session.open(proto, optimization="disable") as session:
+        found: np.ndarray = session.run({"x": x})["y"]
+        return found
+
+
+@pytest.mark.parametrize("case", FIXABLE, ids=[case.code for case in FIXABLE])
+def test_what_is_mended_is_not_found_again_and_says_the_same(case: Case) -> None:
+    source = model(case.bad)
+    result = Pipeline((FixQuantization(measure=False, only=(case.code,)),)).run(source)
+    assert result.changed
+    fixed = result.model.to_proto()
+    onnx.checker.check_model(fixed, full_check=True)
+    assert case.code not in look_at(fixed, case)
+    shape = [dim.dim_value for dim in source.graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(5).normal(size=shape).astype(np.float32)
+    before, after = as_written(source, x), as_written(fixed, x)
+    # One step of the largest grid in these models, and what it is in the sum of a product.
+    assert np.abs(before - after).max() <= 0.03 * np.abs(before).max() + 0.021
+
+
+def look_at(proto: onnx.ModelProto, case: Case) -> dict[str, int]:
+    return dict(lint(proto, target=case.target).counts)
+
+
+EXACT = [
+    case for case in FIXABLE if case.code in {"LNT107", "LNT109", "LNT201", "LNT208", "LNT305"}
+]
+
+
+@pytest.mark.parametrize("case", EXACT, ids=[case.code for case in EXACT])
+def test_another_form_of_the_same_values_is_exact(case: Case) -> None:
+    source = model(case.bad)
+    fixed = (
+        Pipeline((FixQuantization(measure=False, only=(case.code,)),)).run(source).model.to_proto()
+    )
+    shape = [dim.dim_value for dim in source.graph.input[0].type.tensor_type.shape.dim]
+    x = np.random.default_rng(6).normal(size=shape).astype(np.float32)
+    np.testing.assert_allclose(as_written(source, x), as_written(fixed, x), rtol=1e-6, atol=1e-6)
+
+
+def test_the_wrong_axis_is_wrong_at_run_time_and_right_when_mended() -> None:
+    source = model(next(case for case in CASES if case.code == "LNT101").bad)
+    x = np.random.default_rng(7).normal(size=(1, 8, 6, 6)).astype(np.float32)
+    meant = as_written(source, x)
+    with Session.open(source) as session:
+        wrong = session.run({"x": x})["y"]
+    fixed = Pipeline((FixQuantization(measure=False),)).run(source).model
+    with Session.open(fixed) as session:
+        right = session.run({"x": x})["y"]
+    assert np.abs(wrong - meant).max() > 5 * np.abs(right - meant).max()
+
+
+def test_rows_of_a_matmul_fail_at_run_time_until_mended() -> None:
+    from onnxcomp.errors import UserError
+
+    case = next(case for case in CASES if case.code == "LNT102")
+    source = model(case.bad.replace("y = MatMul (xd, wd)", f"a = MatMul (xd, wd) {OUT}"))
+    x = np.random.default_rng(8).normal(size=(4, 32)).astype(np.float32)
+    with Session.open(source) as session, pytest.raises(UserError):
+        session.run({"x": x})
+    fixed = Pipeline((FixQuantization(measure=False),)).run(source).model
+    with Session.open(fixed) as session:
+        found = session.run({"x": x})["y"]
+    assert np.abs(found - as_written(source, x)).max() <= 0.041
+
+
+def test_a_model_that_the_provider_refuses_is_an_error() -> None:
+    text = image(U8, f"{IN} a = com.nobody.Unheard (xd) {OUT}")
+    header = '<ir_version: 10, opset_import: ["": 21, "com.nobody": 1]>'
+    report = lint(model(f"{header} {text}"))
+    assert "LNT100" in report.counts
+    assert report.conversions is None
+    assert report.at_least(Severity.ERROR)
+
+
+def test_saturation_is_a_matter_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = conv(W).replace(
+        "int8[8, 8, 3, 3] w", f"int8[8, 8, 1, 1] w = {{{', '.join(['127'] * 64)}}}"
+    )
+    wide = wide.replace(CONV, "Conv")
+    for there in (True, False):
+        monkeypatch.setattr("onnxcomp.lint.weights.saturates", lambda there=there: there)
+        assert ("LNT106" in lint(model(wide)).counts) == there
+    assert "LNT106" in lint(model(wide), target="cpu-x64-avx2").counts
+
+
+def test_a_float_model_has_no_findings() -> None:
+    report = lint(model("g (float[1, 3] x) => (float[1, 3] y) { y = Relu (x) }"))
+    assert not report.findings
+    assert not report.quantized
+
+
+def test_findings_are_ordered_by_how_much_they_matter() -> None:
+    report = lint(model(conv(WC, axis="<axis = 1>")))
+    found = [item.diagnostic.severity for item in report.findings]
+    assert found[0] is Severity.ERROR
+    assert found == sorted(found, key=[Severity.ERROR, Severity.WARNING, Severity.NOTE].index)
