@@ -66,10 +66,11 @@ def _raise_inputs(candidates: Candidates, followers: dict[ir.Node, Candidate]) -
     while todo:
         value = todo.pop()
         maker = None if value is None else value.producer()
-        if value is None or maker is None or maker not in followers or value.is_graph_output():
+        if maker is None or maker not in followers or followers[maker].key in candidates.found:
             continue
-        uses = [(use.node, use.idx) for use in value.uses()]
-        if len(maker.outputs) != 1 or any(use not in readers for use in uses):
+        uses = [(use.node, use.idx) for made in maker.outputs for use in made.uses()]
+        is_given_out = any(made.is_graph_output() for made in maker.outputs)
+        if is_given_out or any(use not in readers for use in uses):
             continue
         for use in uses:
             found = candidates.found[readers.pop(use)]

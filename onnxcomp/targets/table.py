@@ -129,6 +129,8 @@ class Floats(_Row):
 
     types: tuple[str, ...]
     why: str
+    alone: bool = True
+    """Whether Q and DQ next to it stay nodes of their own; if not, a kernel does their work as well."""
 
 
 class Absorbed(_Row):

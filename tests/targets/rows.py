@@ -54,7 +54,8 @@ _BETWEEN = {
     "Pad": "b = Pad (a, pads)",
     "Transpose": "b = Transpose <perm = [0, 1, 3, 2]> (a)",
     "Slice": "b = Slice (a, zero, four, two)",
-    "Split": "p, q = Split <axis = 1, num_outputs = 2> (a) b = Concat <axis = 1> (q, p)",
+    "Split": "p, q = Split <axis = 1, num_outputs = 2> (a) p1 = Conv (p, h, c1) q1 = Conv (q, h, c2) "
+    "b = Add (p1, q1)",
     "DepthToSpace": "b = DepthToSpace <blocksize = 2> (a)",
     "SpaceToDepth": "b = SpaceToDepth <blocksize = 2> (a)",
     "Tile": "b = Tile (a, repeats)",
@@ -98,6 +99,7 @@ def one_operator(op_type: str) -> onnx.ModelProto:
         g (float[1, 16, 8, 8] x) => (float[N, 16, H, W] y)
         <float[16, 16, 3, 3] w0, float[16, 16, 1, 1] w, float[16] c,
          float[16, {_CHANNELS.get(op_type, 16)}, 1, 1] w1, float[16, 16, 2, 2] t,
+         float[16, 8, 1, 1] h, float[16] c1, float[16] c2,
          float[16, 1, 1] slope, float[16] slope1, float[8] width,
          float[16] positive = {{{", ".join("1.5" for _ in range(16))}}},
          float one = {{1}}, float second = {{2}}, float low = {{-1}}, float[4] twice = {{1, 1, 2, 2}},

@@ -287,6 +287,11 @@ class Inserter:
         if self.weights.float_bias:
             self._weight(node, index, value, weight, params)
             self._corrected(node, bias_index, self._shift(candidate, weight, params, axis))
+            if node.inputs[bias_index] is bias and len(bias.uses()) > 1:
+                # OpenVINO fuses no bias that several layers share.
+                self.edit.set_input(
+                    node, bias_index, self._constant(found.numpy(), f"{bias.name}_own")
+                )
             return
         numbers = found.numpy().reshape(-1)
         source = self._input_scale(candidate)
