@@ -9,7 +9,7 @@ import click
 
 from onnxcomp.cli.command import Command
 from onnxcomp.cli.lines import say
-from onnxcomp.cli.options import MODEL, data_options, model_argument
+from onnxcomp.cli.options import MODEL, data_options, model_argument, reference_option
 from onnxcomp.cli.output import emit_tables, progress, write_text
 from onnxcomp.cli.settings import everywhere, settings
 
@@ -58,6 +58,7 @@ _SEVERITIES = ("error", "warning", "never")
     "--report", type=MODEL, metavar="FILE", help="Also store what was found: .json or .html."
 )
 @data_options
+@reference_option
 @everywhere
 def lint(  # noqa: PLR0913 - each is an option
     *,
@@ -70,6 +71,7 @@ def lint(  # noqa: PLR0913 - each is an option
     provider_graph: bool,
     report: Path | None,
     data: Data,
+    reference: Path | None,
 ) -> int:
     """Finds what is wrong or slow in a quantized MODEL, from whatever tool it comes.
 
@@ -86,7 +88,7 @@ def lint(  # noqa: PLR0913 - each is an option
         found = look(model, target=target, provider_graph=provider_graph)
     result, left = None, found
     if fix and output is not None:
-        result = _fixed(model, target, data, simplify=simplify)
+        result = _fixed(model, target, data, reference, simplify=simplify)
         with stage("looking at the result"):
             left = look(result.model, target=target, provider_graph=provider_graph)
         result.model.save(output)
@@ -125,7 +127,9 @@ def _severity(name: str) -> Any:  # noqa: ANN401 - a Severity, imported late
     return Severity(name)
 
 
-def _fixed(model: Path, target: str, data: Data, *, simplify: bool) -> Result:
+def _fixed(
+    model: Path, target: str, data: Data, reference: Path | None, *, simplify: bool
+) -> Result:
     from onnxcomp.ir import Model
     from onnxcomp.optimization import SIMPLIFY
     from onnxcomp.pipeline import Pipeline
@@ -134,7 +138,9 @@ def _fixed(model: Path, target: str, data: Data, *, simplify: bool) -> Result:
     samples = data.load(source.signature().inputs)
     steps = f"{SIMPLIFY},fix-quantization" if simplify else "fix-quantization"
     pipeline = Pipeline.parse(steps, target=target)
-    return pipeline.run(source, samples=samples, threads=1, progress=progress())
+    return pipeline.run(
+        source, samples=samples, threads=1, progress=progress(), reference=reference
+    )
 
 
 def _document(

@@ -252,9 +252,10 @@ RULES: tuple[Rule, ...] = (
         _WARNING,
         "MaxPool of bytes with channels in front",
         "onnxruntime pools bytes fast only with channels last, which it arranges beside a QLinearConv. A Q "
-        "behind the pool is moved in front of it, so neither may stand there; --fix takes both out where all around "
-        "is float (LNT301).",
+        "behind the pool is moved in front of it, so neither may stand there; the fix takes them out where "
+        "what is around is float anyway.",
         kernels.pooled_bytes,
+        "finer",
     ),
     Rule(
         "LNT403",

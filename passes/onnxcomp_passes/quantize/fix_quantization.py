@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from onnxcomp.bench import Spread
     from onnxcomp.ir import Model
 
     Feeds = Mapping[str, np.ndarray]
@@ -32,10 +33,15 @@ if TYPE_CHECKING:
 _SAMPLES = 2
 # Rewrites that keep values may move a number over the edge of a rounding here and there.
 _LEAST_SQNR_DB = 30.0
+# Taking roundings out moves outputs by what they had added; nearly nothing in common means that something
+# was computed from values that no longer fit each other (a variance from rounded squares and exact means).
+_LEAST_COMMON_DB = 3.0
+# As far as noise may let a model look worse against the float one.
+_PLAY_DB = 0.5
 # What is left of differences in the last place.
 _EQUAL_DB = 150.0
-_SLOWER = 1.03
-_SECONDS = 3.0
+_SLOWER = 1.02
+_SECONDS = 2.0
 
 
 @dataclass
@@ -128,19 +134,19 @@ class FixQuantization(Pass):
             _count(ctx, done)
             return
         sqnr = _fidelity(current, ctx.model, trial.feeds)
-        if stage.exact and sqnr is not None and sqnr < _LEAST_SQNR_DB:
+        if reason := _objection(ctx, trial, current, stage, sqnr):
             ctx.edit.rollback(mark)
-            ctx.skip("FIX103", None, f"{what}: outputs differed by {sqnr:.1f} dB")
+            ctx.skip("FIX103", None, f"{what}: {reason}")
             return
         ratio = self._ratio(ctx, current, trial.feeds)
-        if ratio is not None and ratio > _SLOWER and not stage.demanded:
+        if ratio is not None and ratio.low > _SLOWER and not stage.demanded:
             ctx.edit.rollback(mark)
-            ctx.skip("FIX102", None, f"{what}: {ratio:.2f} times the time of a run")
+            ctx.skip("FIX102", None, f"{what}: {ratio.median:.2f} times the time of a run")
             return
         ctx.note("FIX101", None, f"{what}{_numbers(ratio, sqnr)}")
         _count(ctx, done)
 
-    def _ratio(self, ctx: Context, current: Model, feeds: Sequence[Feeds]) -> float | None:
+    def _ratio(self, ctx: Context, current: Model, feeds: Sequence[Feeds]) -> Spread | None:
         """Time after by time before; None when not both run."""
         if not self.measure:
             return None
@@ -151,7 +157,25 @@ class FixQuantization(Pass):
             )
         except UserError:
             return None
-        return found["after"].ratio.median
+        return found["after"].ratio
+
+
+def _objection(
+    ctx: Context, trial: _Trial, current: Model, stage: Stage, sqnr: float | None
+) -> str:
+    """Why numbers speak against a stage, empty when they do not."""
+    if stage.exact:
+        worse = sqnr is not None and sqnr < _LEAST_SQNR_DB
+        return f"outputs were only {sqnr:.1f} dB above the difference" if worse else ""
+    if ctx.reference is not None and not stage.demanded:
+        before = _fidelity(ctx.reference, current, trial.feeds)
+        after = _fidelity(ctx.reference, ctx.model, trial.feeds)
+        if before is None or after is None or after >= before - _PLAY_DB:
+            return ""
+        return f"further from the float model: {after:.1f} dB instead of {before:.1f} dB"
+    if sqnr is not None and sqnr < _LEAST_COMMON_DB and not stage.demanded:
+        return f"outputs had next to nothing in common with those before ({sqnr:.1f} dB)"
+    return ""
 
 
 def _fidelity(before: Model, after: Model, feeds: Sequence[Feeds]) -> float | None:
@@ -171,8 +195,8 @@ def _words(done: Mapping[str, int]) -> str:
     return ", ".join(f"{count} x {known[code].title} ({code})" for code, count in done.items())
 
 
-def _numbers(ratio: float | None, sqnr: float | None) -> str:
-    parts = [] if ratio is None else [f"{ratio:.2f} times the time of a run"]
+def _numbers(ratio: Spread | None, sqnr: float | None) -> str:
+    parts = [] if ratio is None else [f"{ratio.median:.2f} times the time of a run"]
     if sqnr is not None:
         parts.append(
             "equal outputs" if sqnr >= _EQUAL_DB else f"outputs {sqnr:.1f} dB above the difference"
