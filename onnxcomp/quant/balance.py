@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 _LEVELS_ACTIVATION, _LEVELS_WEIGHT = 255.0, 127.0
 # Exponents of the activation's range and of the weights' range that are tried.
-_EXPONENTS = tuple(itertools.product((0.25, 0.5, 0.75, 1.0), (0.0, 0.25, 0.5)))
+EXPONENTS = tuple(itertools.product((0.25, 0.5, 0.75, 1.0), (0.0, 0.25, 0.5)))
+# Those of SmoothQuant: a share of the difficulty goes to the weights, the rest stays.
+SMOOTHING = tuple((round(0.05 * step, 2), round(1 - 0.05 * step, 2)) for step in range(6, 21))
 _FARTHEST = 1e3
 # A Clip's limit stays at least this many times above what was seen of a channel.
 _ROOM = 2.0
@@ -183,7 +185,11 @@ def noise(stats: ChannelStats, readers: Sequence[Reader], scale: NDArray[np.floa
 
 
 def best_scale(
-    stats: ChannelStats, readers: Sequence[Reader], *, limit: float = math.inf
+    stats: ChannelStats,
+    readers: Sequence[Reader],
+    *,
+    limit: float = math.inf,
+    exponents: Iterable[tuple[float, float]] = EXPONENTS,
 ) -> tuple[NDArray[np.float64], float]:
     """Returns the scale of each channel with the least noise, and how many decibels it gains.
 
@@ -191,6 +197,7 @@ def best_scale(
         stats: The activation.
         readers: The weights that read it.
         limit: Where a Clip in front cuts the activation off.
+        exponents: Powers of the activation's and of the weights' reach that are tried.
     """
     channels = stats.low.size
     reach = stats.reach
@@ -201,7 +208,7 @@ def best_scale(
         return ones, 0.0
     start = least = noise(stats, readers, ones)
     best = ones
-    for power, opposite in _EXPONENTS:
+    for power, opposite in exponents:
         scale = np.where(used, reach**power / np.where(used, weights, 1.0) ** opposite, 1.0)
         scale = _allowed(scale, stats, used, limit)
         found = noise(stats, readers, scale)

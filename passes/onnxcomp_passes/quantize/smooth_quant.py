@@ -1,0 +1,219 @@
+"""SmoothQuant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field, PositiveInt
+from typing_extensions import override
+
+from onnxcomp.analysis.facts import Facts
+from onnxcomp.analysis.shapes import Shapes
+from onnxcomp.compare import Reference, compare
+from onnxcomp.ir import Edit
+from onnxcomp.passbase import Context, NeedsSamples, Pass
+from onnxcomp.quant.balance import EXPONENTS, SMOOTHING, best_scale, noise, observe_channels
+from onnxcomp.runtime import Session
+from onnxcomp_passes.quantize.quantize_static import QuantizeStatic
+from onnxcomp_passes.quantize.scaling import Link, apply_scale, find_links
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onnxcomp.quant.balance import ChannelStats
+    from onnxcomp.samples import Samples
+
+_LINEAR = ("MatMul", "Gemm")
+# Share of the samples that is kept for the judgement.
+_HELD_OUT = 0.25
+# What is kept must gain this much on held-out samples; with a Mul, which costs time, more.
+_LEAST_DB, _LEAST_DB_FOR_MUL = 0.05, 0.5
+# How often moves that do not help together are halved.
+_DEPTH = 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Move:
+    """A scale that was found for an activation."""
+
+    link: Link
+    scale: np.ndarray
+    gain: float
+
+
+class SmoothQuant(Pass):
+    """Moves outliers of activations into the weights of the MatMul and Gemm that read them.
+
+    A few channels of a transformer's activations are often a hundred times larger than the rest, and in
+    int8 they leave the rest no resolution, while the weights are easy to round. Dividing each channel by
+    max|x|^alpha / max|w|^(1 - alpha) and multiplying the rows of the weights by it changes nothing in
+    float (Xiao et al. 2022, arXiv 2211.10438). The weights of a norm, of a Mul, of a linear layer in
+    front (also the one that makes the values of attention) take the division; where nothing can, a Mul
+    is put in, if that is allowed.
+
+        LayerNormalization(g, b) -> MatMul(w)     LayerNormalization(g/s, b/s) -> MatMul(s*w)
+
+    Run it before `quantize-static`. For each activation alpha is the one with the least expected noise.
+    Then the model is quantized for a trial and compared with float on samples that were held out: what
+    does not come nearer to float is taken back.
+    """
+
+    name: ClassVar[str] = "smooth-quant"
+    needs = (NeedsSamples(),)
+    codes: ClassVar[Mapping[str, str]] = {
+        "SMQ101": "The channels of this activation were scaled; the gain is the expected one.",
+        "SMQ102": "Scaling these activations did not bring the int8 model nearer to float on samples "
+        "that were held out, so it was taken back.",
+        "SMQ103": "How near the int8 model comes to float on held-out samples, before and after.",
+        "SMQ104": "Nothing in front of this activation can take the division, and insert=false.",
+        "SMQ105": "The model could not be quantized for a trial, so nothing was changed.",
+    }
+
+    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """How much of the activations' range goes to the weights; by default the best for each activation."""
+    insert: bool = True
+    """Put a Mul where nothing in front can take the division; it costs a little time."""
+    least_gain_db: float = 0.5
+    """Expected gain from which on an activation is scaled."""
+    samples: PositiveInt = 64
+    """How many samples to look at; a quarter of them is held out."""
+    guard: bool = True
+    """Quantize for a trial and take back what does not help."""
+
+    @override
+    def run(self, ctx: Context) -> None:
+        if ctx.samples is None:
+            return
+        links = find_links(ctx.model.graph, ctx.facts.get(Shapes()), _LINEAR)
+        if not self.insert:
+            links = [link for link in links if self._is_free(ctx, link)]
+        if not links:
+            return
+        seen, held = _split(ctx.samples.take(self.samples))
+        moves = self._moves(ctx, links, seen)
+        if not moves:
+            return
+        free = [move for move in moves if move.link.maker is not None]
+        costly = [move for move in moves if move.link.maker is None]
+        if not self.guard:
+            for move in moves:
+                _apply(ctx, move)
+            return
+        _Guard(ctx, seen, held).run(free, costly)
+
+    @staticmethod
+    def _is_free(ctx: Context, link: Link) -> bool:
+        if link.maker is None:
+            ctx.skip("SMQ104", link.value, "nothing in front can take the division")
+        return link.maker is not None
+
+    def _moves(self, ctx: Context, links: Sequence[Link], samples: Samples) -> list[_Move]:
+        stats = observe_channels(
+            ctx.model,
+            {link.value.name or "": link.axis for link in links},
+            {link.value.name or "": link.channels for link in links},
+            samples,
+            threads=ctx.threads,
+            progress=ctx.progress,
+        )
+        found = (self._move(link, stats[link.value.name or ""]) for link in links)
+        return [move for move in found if move is not None]
+
+    def _move(self, link: Link, stats: ChannelStats) -> _Move | None:
+        readers = link.weights()
+        pairs = (*SMOOTHING, *EXPONENTS)
+        if self.alpha is not None:
+            pairs = ((self.alpha, 1.0 - self.alpha),)
+        scale, gain = best_scale(stats, readers, limit=link.limit, exponents=pairs)
+        start = noise(stats, readers, np.ones(link.channels))
+        if gain < self.least_gain_db or start <= 0.0:
+            return None
+        return _Move(link, scale.astype(np.float32), gain)
+
+
+def _split(samples: Samples) -> tuple[Samples, Samples]:
+    """Samples to look at and samples to judge on."""
+    return samples.split(_HELD_OUT) if len(samples) > 1 else (samples, samples)
+
+
+def _by_gain(moves: Sequence[_Move]) -> list[_Move]:
+    return sorted(moves, key=lambda move: -move.gain)
+
+
+def _apply(ctx: Context, move: _Move) -> None:
+    apply_scale(ctx.edit, move.link, move.scale)
+    ctx.note("SMQ101", move.link.value, f"channels scaled, expected gain {move.gain:.1f} dB")
+    ctx.edit.count("activations smoothed")
+
+
+@dataclass
+class _Guard:
+    """Applies moves and keeps those that bring the int8 model nearer to float."""
+
+    ctx: Context
+    seen: Samples
+    held: Samples
+
+    def run(self, free: Sequence[_Move], costly: Sequence[_Move]) -> None:
+        """Tries the moves that cost nothing, then those that put in a Mul."""
+        ctx = self.ctx
+        provider = ctx.target.provider
+        with Session.open(ctx.model, provider=provider, threads=ctx.threads) as session:
+            reference = Reference(session, self.held)
+            start = self._fidelity(reference)
+            if start is None:
+                ctx.skip("SMQ105", None, "nothing in this model can be computed in int8")
+                return
+            best = self._keep(reference, _by_gain(free), start, _LEAST_DB)
+            best = self._keep(reference, _by_gain(costly), best, _LEAST_DB_FOR_MUL)
+        ctx.note("SMQ103", None, f"int8 on held-out samples: {start:.1f} dB, now {best:.1f} dB")
+
+    def _keep(
+        self,
+        reference: Reference,
+        moves: Sequence[_Move],
+        best: float,
+        least: float,
+        depth: int = _DEPTH,
+    ) -> float:
+        """Applies moves together; where that does not help, each half alone. Returns the new ratio."""
+        if not moves:
+            return best
+        ctx = self.ctx
+        mark, stats, told = ctx.edit.mark(), ctx.edit.stats.copy(), len(ctx.diagnostics)
+        for move in moves:
+            _apply(ctx, move)
+        found = self._fidelity(reference)
+        if found is not None and found >= best + least:
+            return found
+        ctx.edit.rollback(mark)
+        ctx.edit.stats = stats
+        del ctx.diagnostics[told:]
+        if len(moves) > 1 and depth:
+            half = (len(moves) + 1) // 2
+            best = self._keep(reference, moves[:half], best, least, depth - 1)
+            return self._keep(reference, moves[half:], best, least, depth - 1)
+        what = f"{len(moves)} activations" if len(moves) > 1 else "this activation"
+        now = "cannot be quantized" if found is None else f"{found:.1f} dB"
+        where = moves[0].link.value if len(moves) == 1 else None
+        ctx.skip("SMQ102", where, f"with {what} scaled: {now}, without: {best:.1f} dB")
+        return best
+
+    def _fidelity(self, reference: Reference) -> float | None:
+        """Returns the signal-to-noise ratio of the worst output in int8, in decibels."""
+        ctx = self.ctx
+        model = ctx.model.copy()
+        trial = Context(
+            model, Edit(model), Facts(model), ctx.target_name, self.seen, threads=ctx.threads
+        )
+        QuantizeStatic(placement="weighted", prepare=False, observer="min-max").run(trial)
+        if not trial.edit.changed:
+            return None
+        provider = ctx.target.provider
+        with Session.open(model, provider=provider, threads=ctx.threads) as session:
+            result = compare(reference, session)
+        return -math.inf if result.reason else result.worst("sqnr_db")
