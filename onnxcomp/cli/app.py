@@ -39,6 +39,7 @@ COMMANDS = {
         "inspect",
         "lint",
         "passes",
+        "targets",
         "explain",
         "demo",
     )

@@ -33,7 +33,9 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class _Row(_Table):
+class Row(_Table):
+    """Something that a table says, and where that was read."""
+
     source: str
     """Key in `sources` of where this was read."""
     checked: Checked
@@ -88,7 +90,7 @@ class Fixed(_Table):
     """Number that stands for 0."""
 
 
-class Family(_Row):
+class Family(Row):
     """Operators that are treated alike."""
 
     name: str
@@ -124,7 +126,7 @@ class Family(_Row):
     """Whether it also takes 16 bits."""
 
 
-class Floats(_Row):
+class Floats(Row):
     """Operators that stay float, and why."""
 
     types: tuple[str, ...]
@@ -133,13 +135,13 @@ class Floats(_Row):
     """Whether Q and DQ next to it stay nodes of their own; if not, a kernel does their work as well."""
 
 
-class Absorbed(_Row):
+class Absorbed(Row):
     """Operators that vanish into the Q behind them."""
 
     types: tuple[str, ...]
 
 
-class Format(_Row):
+class Format(Row):
     """What a provider does with a number format other than the int8 of static quantization."""
 
     name: str
@@ -151,7 +153,7 @@ class Format(_Row):
     """How it has to be written."""
 
 
-class Refusal(_Row):
+class Refusal(Row):
     """Something valid in ONNX that the provider refuses, gets wrong or runs slowly."""
 
     rule: Rule
@@ -235,7 +237,7 @@ class Target(_Table):
         return self
 
     @property
-    def rows(self) -> tuple[_Row, ...]:
+    def rows(self) -> tuple[Row, ...]:
         """Everything that the table says, with its source."""
         return (*self.family, *self.absorbed, *self.float, *self.format, *self.refuse)
 

@@ -47,7 +47,7 @@ def testable(target: Target) -> Target:
 
 def note_unmeasured(ctx: Context) -> None:
     """Says that what is quantized follows from a table."""
-    ctx.note(
+    ctx.warn(
         "QNT121",
         None,
         f"not measured ({_obstacle(ctx.target)}): placement follows the table of {ctx.target.name}",
