@@ -1,0 +1,239 @@
+"""Weights that become indices: which there are, how much each counts, and the nodes that expand them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxcomp.ir.backend import ir
+from onnxcomp.ir.ops import constant, is_op, standard_op
+from onnxcomp.quant.packing import pack
+from onnxcomp.quant.readers import layer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from onnxcomp.ir import Edit, Model
+    from onnxcomp.quant.packing import Piece
+    from onnxcomp.quant.readers import Layer
+
+# Shifts of bytes came with this opset.
+SHIFT_OPSET = 11
+_SPLIT_BY_INPUT = 13
+# Below this a weight costs more nodes than it saves bytes.
+LEAST_ELEMENTS = 2048
+_KERNELS = ("Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN")
+_TABLES = ("Gather",)
+_RECURRENT = ("GRU", "LSTM", "RNN")
+
+
+@dataclass(frozen=True, eq=False)
+class CodedWeight:
+    """A weight that may be stored as indices.
+
+    Attributes:
+        value: The weight.
+        shape: Its shape.
+        kept: Axes of its output channels.
+        layers: The layers that read it as their weight.
+    """
+
+    value: ir.Value
+    shape: tuple[int, ...]
+    kept: tuple[int, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.value.name or ""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape))
+
+    def read(self) -> NDArray[Any]:
+        """Returns its numbers."""
+        tensor = constant(self.value)
+        if tensor is None:
+            raise ValueError(f"not constant: {self.name}")
+        return tensor.numpy()
+
+
+def find_weights(
+    model: Model, only: Sequence[str] = (), skip: Sequence[str] = ()
+) -> list[CodedWeight]:
+    """Returns the float32 weights of layers and tables, in every scope.
+
+    Args:
+        model: The model.
+        only: Patterns for names of weights, or of nodes that read them; all when there are none.
+        skip: Patterns for those to leave.
+    """
+    found = []
+    for value in model.initializers():
+        tensor = constant(value)
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or value.is_graph_output():
+            continue
+        shape = tuple(tensor.shape.numpy())
+        if len(shape) < 2 or int(np.prod(shape)) < LEAST_ELEMENTS:
+            continue
+        readers = [use for use in value.uses() if _is_weight_of(use.node, use.idx)]
+        if not readers:
+            continue
+        names = [value.name or "", *(use.node.name or "" for use in readers)]
+        if (only and not _matches(names, only)) or _matches(names, skip):
+            continue
+        layers = tuple(
+            layer
+            for use in readers
+            if (layer := layer_of(use.node)) is not None and layer.weight is value
+        )
+        kept = _channels(readers[0].node, readers[0].idx, shape)
+        found.append(CodedWeight(value, shape, kept, layers))
+    return found
+
+
+def _is_weight_of(node: ir.Node, index: int) -> bool:
+    if is_op(node, *_TABLES):
+        return index == 0
+    if is_op(node, *_RECURRENT):
+        return index in {1, 2}
+    return is_op(node, *_KERNELS) and (index == 1 or is_op(node, "MatMul"))
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _channels(node: ir.Node, index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Axes along which scales vary: outputs of a layer, rows of a table."""
+    name = standard_op(node)
+    if name in _RECURRENT:
+        return (0, 1)
+    if name == "ConvTranspose":
+        return (1,)
+    if name == "MatMul":
+        return (len(shape) - 1,) if index == 1 else (len(shape) - 2,)
+    if name == "Gemm":
+        transposed = node.attributes.get("transB")
+        return (0,) if transposed is not None and transposed.value else (1,)
+    return (0,)
+
+
+@dataclass
+class Expander:
+    """Writes the nodes that turn packed indices into numbers; constants that are the same are shared.
+
+    onnxruntime computes them when it loads the model, because all of it is constant: the file is small,
+    memory and speed of a run are those of a float model.
+    """
+
+    edit: Edit
+    opset: int
+    _shared: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
+    _firsts: dict[int, ir.Node] = field(default_factory=dict)
+
+    def indices(self, like: ir.Value, codes: NDArray[np.uint8], bits: int) -> ir.Value:
+        """Returns the indices of a weight as a flat int32 value."""
+        whole: ir.Value | None = None
+        for piece in pack(codes, bits):
+            part = self._unpacked(like, piece)
+            if piece.shift:
+                part = self.op("Mul", [part, self.shared(like, np.int32(1 << piece.shift))], like)
+            whole = part if whole is None else self.op("Add", [whole, part], like)
+        if whole is None:
+            raise ValueError(f"no codes: {like.name}")
+        if codes.size % 8:
+            return self._cut(like, whole, codes.size, 8 - codes.size % 8)
+        return whole
+
+    def _unpacked(self, like: ir.Value, piece: Piece) -> ir.Value:
+        data = piece.data if piece.bits == 8 else piece.data[:, None]
+        value = self.tensor(like, data, "codes")
+        if piece.bits < 8:
+            # To the left and back again: what lies beside a number falls out.
+            up = 8 - piece.bits * (1 + np.arange(piece.per_byte))
+            value = self._shift(like, value, up.astype(np.uint8), "LEFT")
+            value = self._shift(like, value, np.asarray(8 - piece.bits, np.uint8), "RIGHT")
+            value = self.op("Reshape", [value, self.shared(like, np.array([-1], np.int64))], like)
+        return self.op("Cast", [value], like, {"to": ir.AttrInt64("to", int(ir.DataType.INT32))})
+
+    def _shift(
+        self, like: ir.Value, value: ir.Value, by: NDArray[np.uint8], direction: str
+    ) -> ir.Value:
+        amount = self.shared(like, by)
+        return self.op("BitShift", [value, amount], like, {"direction": direction})
+
+    def _cut(self, like: ir.Value, value: ir.Value, size: int, padding: int) -> ir.Value:
+        """Drops what fills up the last byte."""
+        if self.opset >= _SPLIT_BY_INPUT:
+            given = self.tensor(like, np.array([size, padding], np.int64), "split")
+            node = self._insert("Split", [value, given], like, {}, 2)
+        else:
+            node = self._insert("Split", [value], like, {"split": [size, padding]}, 2)
+        return node.outputs[0]
+
+    def tensor(self, like: ir.Value, array: NDArray[Any], what: str) -> ir.Value:
+        """Adds a constant of one weight."""
+        return self.edit.initializer(array, name=f"{like.name}_{what}", graph=_graph(like))
+
+    def shared(self, like: ir.Value, array: Any) -> ir.Value:  # noqa: ANN401 - array or number
+        """Returns a small constant, one for all weights of a scope."""
+        plain, graph = np.asarray(array), _graph(like)
+        key = (id(graph), plain.dtype.str, plain.shape, plain.tobytes())
+        if key not in self._shared:
+            self._shared[key] = self.edit.initializer(plain, name="unpack", graph=graph)
+        return self._shared[key]
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        like: ir.Value,
+        attributes: dict[str, Any] | None = None,
+    ) -> ir.Value:
+        """Adds a node in front of all that was in the scope before."""
+        return self._insert(op_type, inputs, like, attributes or {}, 1).outputs[0]
+
+    def _insert(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        like: ir.Value,
+        attributes: dict[str, Any],
+        outputs: int,
+    ) -> ir.Node:
+        names = [f"{like.name}_{op_type}"] * outputs
+        first = self._first(_graph(like))
+        return self.edit.insert(
+            op_type, inputs, before=first, outputs=names, attributes=attributes
+        )
+
+    def _first(self, graph: ir.Graph) -> ir.Node:
+        if id(graph) not in self._firsts:
+            self._firsts[id(graph)] = graph[0]
+        return self._firsts[id(graph)]
+
+    def shaped(self, value: ir.Value, like: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        """Gives numbers the shape of a weight."""
+        wanted = self.shared(like, np.asarray(shape, np.int64))
+        return self.op("Reshape", [value, wanted], like)
+
+    def put(self, like: ir.Value, value: ir.Value, shape: tuple[int, ...]) -> None:
+        """Lets everything that read a weight read what is expanded, and drops the weight."""
+        self.edit.set_type(value, ir.DataType.FLOAT, shape)
+        self.edit.replace(like, value)
+        self.edit.drop_initializer(like)
+
+
+def _graph(value: ir.Value) -> ir.Graph:
+    if value.graph is None:
+        raise ValueError(f"not in a graph: {value.name}")
+    return value.graph

@@ -1,0 +1,286 @@
+"""Weights as indices into a few numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+from typing_extensions import override
+
+from onnxcomp.ir.ops import constant
+from onnxcomp.passbase import Context, Pass
+from onnxcomp.quant.gptq import gptq
+from onnxcomp.quant.grams import collect_grams
+from onnxcomp.quant.palette import Palette, nearest, palette_bytes, palettize
+from onnxcomp_passes.quantize.coded_weights import SHIFT_OPSET, Expander, find_weights
+from onnxcomp_passes.quantize.held_out import HeldOut
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from onnxcomp.quant.grams import Gram
+    from onnxcomp.quant.readers import Layer
+    from onnxcomp_passes.quantize.coded_weights import CodedWeight
+
+_ALL_BITS = tuple(range(1, 9))
+# Bits at which it is tried out how much a weight's error harms the outputs.
+_TRIED = 3
+_JUDGED, _LOOKED_AT = 8, 32
+_MOST_TRIALS = 400
+
+
+class PalettizeWeights(Pass):
+    """Stores weights as indices of 1 to 8 bits into a codebook for each weight.
+
+    The codebook comes from k-means: fewer bits than on an even grid for the same error, because there are
+    more entries where the numbers are. Each output channel has a scale. With samples, errors count as much
+    as what they are multiplied by, are passed on to weights that can make up for them (GPTQ), and bits go
+    up until the outputs on held-out samples are near enough. `budget` gives each weight as many bits as
+    it is worth, by the harm that its error does to the outputs.
+
+    Standard operators only (Gather, BitShift), computed when a model is loaded: what this saves is the
+    size of the file; memory, speed and the time to load are those of a float model, or a little more.
+
+        MatMul(x, w)      MatMul(x, Gather(codebook, unpacked indices) * scale)
+    """
+
+    name: ClassVar[str] = "palettize-weights"
+    codes: ClassVar[Mapping[str, str]] = {
+        "PAL101": "How near the result is to float on held-out samples, and how many bits weights got.",
+        "PAL102": "Numbers of less than 8 bits are unpacked with BitShift, which came with opset 11.",
+        "PAL103": "With 8 bits the result is still too far from float, so nothing was done.",
+        "PAL104": "A weight stays as it is, because it has numbers that are infinite or not a number.",
+        "PAL105": "No weight is large enough to be worth it, or patterns left all of them out.",
+        "PAL106": "With this budget the result is far from float.",
+    }
+
+    bits: Annotated[int, Field(ge=1, le=8)] = 4
+    """Bits of an index; with samples, where to start."""
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Size of the weights as a share of their size in float; bits are then chosen for each weight."""
+    scales: bool = True
+    """A scale for each output channel."""
+    compensate: bool = True
+    """With samples: let weights make up for the errors of others (GPTQ), where that helps."""
+    least_sqnr_db: float = 10.0
+    """Ratio of signal to noise on held-out samples up to which bits are added."""
+    only: tuple[str, ...] = ()
+    """Patterns for names of weights, or of nodes that read them, to do; all when there are none."""
+    skip: tuple[str, ...] = ()
+    """Patterns for those to leave."""
+
+    @override
+    def run(self, ctx: Context) -> None:
+        if ctx.model.opset < SHIFT_OPSET and (self.bits < 8 or self.budget is not None):
+            hint = "convert-opset first, or bits=8"
+            ctx.skip("PAL102", None, f"the model has opset {ctx.model.opset}", hint)
+            return
+        weights = [w for w in find_weights(ctx.model, self.only, self.skip) if _is_finite(ctx, w)]
+        if not weights:
+            ctx.skip("PAL105", None, "no weight to do")
+            return
+        work = _Work(ctx, self, weights)
+        work.run()
+
+
+def _is_finite(ctx: Context, weight: CodedWeight) -> bool:
+    if np.isfinite(weight.read()).all():
+        return True
+    ctx.skip("PAL104", weight.value, "it has numbers that are not finite")
+    return False
+
+
+@dataclass
+class _Work:
+    """One run over one model."""
+
+    ctx: Context
+    options: PalettizeWeights
+    weights: list[CodedWeight]
+    importance: dict[CodedWeight, NDArray[np.float64]] = field(default_factory=dict)
+
+    def run(self) -> None:
+        judge = HeldOut.of(self.ctx, _JUDGED)
+        self._look(judge)
+        if self.options.budget is not None:
+            bits = self._allocated(judge, self.options.budget)
+        else:
+            bits = dict.fromkeys(self.weights, self.options.bits)
+        mark = self.ctx.edit.mark()
+        while True:
+            decibels = self._best(judge, bits)
+            if judge is None or decibels is None or decibels >= self.options.least_sqnr_db:
+                break
+            if self.options.budget is not None:
+                self.ctx.warn("PAL106", None, f"{decibels:.1f} dB on held-out samples")
+                break
+            if min(bits.values()) >= 8:
+                self.ctx.edit.rollback(mark)
+                self.ctx.skip("PAL103", None, f"{decibels:.1f} dB with 8 bits")
+                return
+            self.ctx.edit.rollback(mark)
+            bits = {weight: min(8, number + 1) for weight, number in bits.items()}
+        self._tell(bits, decibels)
+
+    def _tell(self, bits: Mapping[CodedWeight, int], decibels: float | None) -> None:
+        total = sum(weight.size for weight in bits)
+        mean = sum(number * weight.size for weight, number in bits.items()) / total
+        near = "" if decibels is None else f"{decibels:.1f} dB on held-out samples; "
+        self.ctx.note("PAL101", None, f"{near}{mean:.2f} bits for each of {total:,} numbers")
+        self.ctx.edit.count("weights in palettes", len(bits))
+
+    # -- what counts how much
+
+    def _look(self, judge: HeldOut | None) -> None:
+        """Second moments of what each number of a weight is multiplied by."""
+        if judge is None:
+            return
+        owners = {layer: w for w in self.weights for layer in w.layers[:1]}
+        samples = judge.seen.take(min(_LOOKED_AT, len(judge.seen)))
+        for layer, gram in collect_grams(
+            self.ctx.model, list(owners), samples, threads=self.ctx.threads
+        ):
+            self.importance[owners[layer]] = _moments(layer, gram)
+
+    def _palette(self, weight: CodedWeight, bits: int) -> Palette:
+        kept = weight.kept if self.options.scales else ()
+        return palettize(weight.read(), bits, kept=kept, importance=self.importance.get(weight))
+
+    # -- bits
+
+    def _allocated(self, judge: HeldOut | None, budget: float) -> dict[CodedWeight, int]:
+        """Bits of each weight: those first whose error harms most for a byte."""
+        errors: dict[CodedWeight, dict[int, float]] = {}
+        total = 4 * sum(weight.size for weight in self.weights)
+        count = len(self.weights)
+        with self.ctx.progress(count, "measuring weights") as task:
+            for weight in self.weights:
+                errors[weight] = self._errors(weight, judge if count <= _MOST_TRIALS else None)
+                task.advance()
+        bits = dict.fromkeys(self.weights, 1)
+        spent = sum(self._cost(weight, 1) for weight in self.weights)
+        while True:
+            steps = [
+                (self._rate(errors[weight], weight, bits[weight]), index, weight)
+                for index, weight in enumerate(self.weights)
+                if bits[weight] < 8 and spent + self._step(weight, bits[weight]) <= budget * total
+            ]
+            if not steps:
+                return bits
+            best = max(steps)[2]
+            spent += self._step(best, bits[best])
+            bits[best] += 1
+
+    def _cost(self, weight: CodedWeight, bits: int) -> int:
+        kept = weight.kept if self.options.scales else ()
+        return palette_bytes(weight.size, bits, math.prod(weight.shape[axis] for axis in kept))
+
+    def _step(self, weight: CodedWeight, bits: int) -> int:
+        return self._cost(weight, bits + 1) - self._cost(weight, bits)
+
+    def _rate(self, errors: Mapping[int, float], weight: CodedWeight, bits: int) -> float:
+        return (errors[bits] - errors[bits + 1]) / self._step(weight, bits)
+
+    def _errors(self, weight: CodedWeight, judge: HeldOut | None) -> dict[int, float]:
+        """Expected noise in the outputs for each number of bits."""
+        array = weight.read().astype(np.float64)
+        share = self.importance.get(weight, np.ones(()))
+        energy = float(np.sum(share * np.square(array)))
+        found, harm = {}, 1.0
+        for bits in _ALL_BITS:
+            values = self._palette(weight, bits).expand()
+            error = float(np.sum(share * np.square(values - array)))
+            found[bits] = error / energy if energy else 0.0
+            if bits == _TRIED and judge is not None and found[bits] > 0:
+                harm = self._harm(weight, values, judge) / found[bits]
+        return {bits: harm * error for bits, error in found.items()}
+
+    def _harm(self, weight: CodedWeight, values: NDArray[np.float32], judge: HeldOut) -> float:
+        """Noise in the outputs with one weight rounded."""
+        mark = self.ctx.edit.mark()
+        self.ctx.edit.set_tensor(weight.value, values)
+        decibels = judge.decibels(self.ctx.model, calibration=True)
+        self.ctx.edit.rollback(mark)
+        return float(10.0 ** (-decibels / 10.0))
+
+    # -- writing
+
+    def _best(self, judge: HeldOut | None, bits: Mapping[CodedWeight, int]) -> float | None:
+        """Writes palettes, with compensation where it helps; returns the ratio of signal to noise."""
+        plain = {weight: self._palette(weight, number) for weight, number in bits.items()}
+        mark = self.ctx.edit.mark()
+        self._write(plain)
+        if judge is None:
+            return None
+        without = judge.decibels(self.ctx.model)
+        if not self.options.compensate:
+            return without
+        self.ctx.edit.rollback(mark)
+        self._write({**plain, **self._compensated(plain, judge)})
+        with_it = judge.decibels(self.ctx.model)
+        if with_it >= without:
+            return with_it
+        self.ctx.edit.rollback(mark)
+        self._write(plain)
+        return without
+
+    def _compensated(
+        self, plain: Mapping[CodedWeight, Palette], judge: HeldOut
+    ) -> dict[CodedWeight, Palette]:
+        owners = {
+            weight.layers[0]: weight
+            for weight in plain
+            if weight.layers and not weight.layers[0].is_shared and weight.layers[0].groups == 1
+        }
+        samples = judge.seen.take(min(_LOOKED_AT, len(judge.seen)))
+        found = {}
+        for layer, gram in collect_grams(
+            self.ctx.model, list(owners), samples, threads=self.ctx.threads
+        ):
+            weight = owners[layer]
+            found[weight] = _with_feedback(layer, gram, weight.read(), plain[weight])
+        return found
+
+    def _write(self, palettes: Mapping[CodedWeight, Palette]) -> None:
+        expander = Expander(self.ctx.edit, self.ctx.model.opset)
+        for weight, palette in palettes.items():
+            value, like = expander.indices(weight.value, palette.codes, palette.bits), weight.value
+            colours = expander.tensor(like, palette.colours, "codebook")
+            value = expander.op("Gather", [colours, value], like)
+            value = expander.shaped(value, like, weight.shape)
+            if palette.scale is not None:
+                scale = expander.tensor(like, palette.scale, "scale")
+                value = expander.op("Mul", [value, scale], like)
+            expander.put(like, value, weight.shape)
+
+
+def _moments(layer: Layer, gram: Gram) -> NDArray[np.float64]:
+    """Second moment of what each number is multiplied by, in the weight's shape."""
+    diagonal = np.diagonal(gram.matrix, axis1=-2, axis2=-1) / max(gram.count, 1)
+    # What was never active still has to have a number.
+    diagonal = diagonal + 1e-3 * max(float(diagonal.mean()), np.finfo(np.float64).tiny)
+    full = np.repeat(diagonal[..., None], layer.outputs, axis=-1)
+    return layer.from_matrix(full)
+
+
+def _with_feedback(
+    layer: Layer, gram: Gram, weight: NDArray[np.float32], palette: Palette
+) -> Palette:
+    """The indices of a palette chosen one input after another, later ones making up for earlier ones."""
+    tensor = constant(layer.weight)
+    ones = np.ones(weight.shape, np.float32)
+    scale = layer.to_matrix(ones if palette.scale is None else ones * palette.scale)
+    colours = palette.colours.astype(np.float64)
+    if tensor is None or scale.ndim != 2:
+        return palette
+
+    def settle(values: NDArray[np.float64], row: int) -> NDArray[np.float64]:
+        return colours[nearest(values / scale[row], palette.colours)] * scale[row]
+
+    settled = gptq(layer.to_matrix(weight), gram.matrix, settle)
+    codes = nearest(layer.from_matrix(settled / scale), palette.colours)
+    return Palette(codes, palette.colours, palette.scale, palette.bits)
