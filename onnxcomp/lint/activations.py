@@ -232,7 +232,8 @@ def twice(view: View) -> Iterator[Finding]:
                 if _is_made_by_kernel(view, first)
                 else None
             )
-            yield finding(first, "quantized again at once, with other parameters", fix)
+            text = "quantized again at once, with other parameters"
+            yield finding(first, text, fix, severity=Severity.NOTE)
             continue
         behind = None
         if standard_op(between) in {"Relu", "Clip"}:
