@@ -90,7 +90,7 @@ class QuantizeDynamic(Pass):
     """Weights of 7 bits; by default where the processor needs it."""
     smooth: bool = True
     """With samples: even out the channels of activations where that brings the result nearer to float."""
-    floor_db: Annotated[float, Field(ge=0)] = 25.0
+    floor_db: Annotated[float, Field(ge=0)] = 20.0
     """With samples: compute the most harmful nodes more finely until the ratio of signal to noise is this."""
     skip: tuple[str, ...] = ()
     """Patterns for names of nodes or of their outputs to leave in float."""
