@@ -134,9 +134,24 @@ def share_in_joins(
             if join.name not in leaves:
                 leaves[join.name or ""] = _leaves(join, target)
         names = [join.name or "" for join in joins]
-        widest = max(names, key=lambda each: len(leaves[each]))
+        widest = max(names, key=lambda each: (len(leaves[each]), each))
         if all(leaves[each] <= leaves[widest] for each in names):
             points[name] = Shared(widest)
+    for name, value in values.items():
+        wider = {
+            found for part in _parts(value, target) if isinstance(found := points.get(part), Shared)
+        }
+        if len(wider) == 1 and name in leaves:
+            only = wider.pop()
+            if only.point != name and leaves[name] <= leaves[only.point]:
+                points[name] = only
+
+
+def _parts(value: ir.Value, target: Target) -> list[str]:
+    maker = value.producer()
+    if maker is None or not _is_join(maker, target):
+        return []
+    return [each.name or "" for each in maker.inputs if each is not None]
 
 
 def _joins(value: ir.Value, points: dict[str, Scheme], target: Target) -> list[ir.Value]:
