@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onnxcomp.passbase import Progress
     from onnxcomp.report import Report
     from onnxcomp.search import Trial
+    from onnxcomp.variants import Prefer
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
     seed: int = 0,
     memory: bool = True,
     batch: int = 1,
+    prefer: Prefer = "speed",
+    contrib: bool = False,
     progress: Progress = QUIET,
 ) -> CompressResult:
     """Makes a model as fast as possible while its quality stays inside a limit.
@@ -78,6 +81,9 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
         memory: Whether to measure peak memory as well.
         batch: How many samples one run will take where the model is deployed; speed is measured on that
             many, joined along the first axis.
+        prefer: `speed` takes the fastest candidate inside the limit, `size` the smallest one that is not
+            slower than what came in.
+        contrib: Allow operators that only onnxruntime knows, where they gain.
         progress: Progress bars.
 
     Returns:
@@ -86,7 +92,19 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
     Raises:
         UserError: If the model or the samples cannot be used.
     """
-    options = SearchOptions(target, "cpu", max_drop, threads, trials, seconds, seed, memory, batch)
+    options = SearchOptions(
+        target,
+        "cpu",
+        max_drop,
+        threads,
+        trials,
+        seconds,
+        seed,
+        memory,
+        batch,
+        prefer,
+        contrib,
+    )
     start = time.perf_counter()
     original = Model.load(source)
     data = _split(samples, validation, original)

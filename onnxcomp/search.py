@@ -21,6 +21,7 @@ from onnxcomp.pipeline import Pipeline
 from onnxcomp.recipe import make
 from onnxcomp.runtime import Session
 from onnxcomp.stages import stage
+from onnxcomp.variants import REPAIRS, REST, TABLES, has_tables, variants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from onnxcomp.metrics import Metric, Score
     from onnxcomp.passbase import Outcome, Progress, Task
     from onnxcomp.samples import Samples
+    from onnxcomp.variants import Prefer, Step, Variant
 
 # A model that is this much slower than another one may only look so.
 NOISE = 0.02
@@ -40,11 +42,6 @@ GIVEN_BACK = (0.3, 0.6, 0.85, 0.97)
 DAMAGE_SECONDS = 30.0
 NOISE_SAMPLES = 8
 LATENCY_SAMPLES = 4
-# What is tried, in this order; each is an option set of quantize-static.
-VARIANTS: tuple[tuple[str, Mapping[str, Any]], ...] = (
-    ("int8", {}),
-    ("int8 everywhere", {"placement": "all"}),
-)
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,8 @@ class SearchOptions:
         seed: Seed of everything random.
         memory: Whether to measure peak memory as well.
         batch: Samples that one run takes where the model is deployed.
+        prefer: Whether the fastest candidate is chosen, or the smallest one that is not slower.
+        contrib: Whether operators that only onnxruntime knows are allowed.
     """
 
     target: str = "cpu"
@@ -102,6 +101,8 @@ class SearchOptions:
     seed: int = 0
     memory: bool = True
     batch: int = 1
+    prefer: Prefer = "speed"
+    contrib: bool = False
 
 
 @dataclass
@@ -161,33 +162,67 @@ class Search:
         return trial
 
     def _quantized(self, simplified: Trial) -> Iterator[Trial]:
-        """Yields quantized candidates: the variants first, then the best of them with nodes given back."""
-        simplified = self._prepare(simplified)
-        built: list[Trial] = []
-        for label, options in VARIANTS:
-            if len(built) < self.options.trials and (
-                made := self._quantize(simplified, label, options)
-            ):
-                built.append(made)
+        """Yields quantized candidates: all variants, then repairs of the best one where none is good enough."""
+        prepared = self._prepare(simplified)
+        options = self.options
+        built: dict[str, Variant] = {}
+        trials: list[Trial] = []
+        found = variants(batch=options.batch, prefer=options.prefer, contrib=options.contrib)
+        rejected: set[str] = set()
+        for variant in (v for v in found if v.suits(prepared.model)):
+            if variant.after and variant.after not in rejected:
+                continue
+            if len(trials) < options.trials and (made := self._build(prepared, variant)):
+                built[made.label] = variant
+                rejected |= {made.label} if made.rejected else set()
+                trials.append(made)
                 yield made
-        if not built or any(trial.drop <= self.options.max_drop for trial in built):
-            return
-        best = min(built, key=lambda trial: trial.drop)
-        options = dict(VARIANTS)[best.label]
-        damages = self._damages(simplified, best)
+        static = [trial for trial in trials if built[trial.label].is_static]
+        if static and all(trial.rejected for trial in static):
+            best = min(static, key=lambda trial: trial.drop)
+            for made in self._repaired(prepared, best, built[best.label], len(trials)):
+                trials.append(made)
+                yield made
+        yield from self._smaller(trials)
+
+    def _repaired(
+        self, prepared: Trial, best: Trial, variant: Variant, built: int
+    ) -> Iterator[Trial]:
+        """Repairs the rounding of a candidate; gives the nodes that hurt most back to float, in turn."""
+        mended = self._continued(best, f"{best.label}, repaired", REPAIRS, prepared.model)
+        if mended is not None:
+            yield mended
+            if not mended.rejected:
+                return
+            best = min(best, mended, key=lambda trial: trial.drop)
+        damages = self._damages(prepared, best)
         known: set[str] = set()
-        for share in GIVEN_BACK[: self.options.trials - len(built)]:
+        for share in GIVEN_BACK[: max(self.options.trials - built, 1)]:
             names = most_harmful(damages, share)
             if not names or set(names) == known:
                 continue
             known = set(names)
-            label = f"{best.label}, {len(names)} nodes in float"
-            made = self._quantize(simplified, label, _without(simplified, best, names, options))
+            label = f"{variant.label}, {len(names)} nodes in float"
+            made = self._build(prepared, variant.without(_others(prepared, best, names)), label)
             if made is None:
                 return
             yield made
-            if made.drop <= self.options.max_drop:
+            if not made.rejected:
                 return
+
+    def _smaller(self, trials: Sequence[Trial]) -> Iterator[Trial]:
+        """Stores tables of good candidates in fewer bits, and for size all other weights too."""
+        for trial in trials:
+            if trial.rejected or trial.label.startswith("weights"):
+                continue
+            if self.options.prefer == "size":
+                made = self._continued(trial, f"{trial.label}, other weights in 8 bits", (REST,))
+            elif has_tables(trial.model):
+                made = self._continued(trial, f"{trial.label}, tables in 8 bits", (TABLES,))
+            else:
+                continue
+            if made is not None:
+                yield made
 
     def _prepare(self, simplified: Trial) -> Trial:
         """Brings the weights into a form that loses less, once for all candidates."""
@@ -206,22 +241,29 @@ class Search:
             outcomes=(*simplified.outcomes, *made.outcomes),
         )
 
-    def _quantize(self, simplified: Trial, label: str, options: Mapping[str, Any]) -> Trial | None:
+    def _build(self, prepared: Trial, variant: Variant, label: str = "") -> Trial | None:
         """Builds and judges one quantized candidate; None when it cannot be built."""
-        asked = {**options, "prepare": False, "batch": self.options.batch}
-        pipeline = Pipeline((make("quantize-static", asked),), target=self.options.target)
+        return self._continued(prepared, label or variant.label, variant.steps)
+
+    def _continued(
+        self, before: Trial, label: str, steps: Sequence[Step], reference: Model | None = None
+    ) -> Trial | None:
+        """Runs passes on a candidate and judges what comes out; None when nothing does."""
+        made_steps = tuple(make(name, dict(options)) for name, options in steps)
+        pipeline = Pipeline(made_steps, target=self.options.target)
         try:
             made = pipeline.run(
-                simplified.model,
+                before.model,
                 samples=self.calibration,
                 threads=self.options.threads,
                 progress=self.progress,
+                reference=reference,
             )
             if not made.changed:
                 self.notes.extend(made.diagnostics)
                 return None
-            text = f"{simplified.pipeline},{made.pipeline}"
-            outcomes = (*simplified.outcomes, *made.outcomes)
+            text = f"{before.pipeline},{made.pipeline}"
+            outcomes = (*before.outcomes, *made.outcomes)
             return self._judge(label, text, made.model, outcomes)
         except (PassFailedError, RuntimeUnavailableError, ModelError) as error:
             self.notes.append(
@@ -296,8 +338,13 @@ class Search:
             )
 
     def choose(self) -> Trial:
-        """The fastest candidate inside the limit, the original included; of equally fast ones the smallest."""
+        """The fastest candidate inside the limit, the original included; of equally fast ones the smallest.
+
+        If size is preferred, the smallest one that is not slower than what came in.
+        """
         possible = [trial for trial in self.trials if not trial.rejected]
+        if self.options.prefer == "size":
+            return min((t for t in possible if t.ratio <= 1 + NOISE), key=_size)
         fastest = min(trial.ratio for trial in possible)
         near = [trial for trial in possible if trial.ratio <= fastest * (1 + NOISE)]
         return min(near, key=_size)
@@ -332,13 +379,11 @@ def _follow(task: Task) -> Callable[[float], None]:
     return advance
 
 
-def _without(
-    simplified: Trial, best: Trial, names: Sequence[str], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Options that quantize what `best` did except some nodes, without measuring it all again."""
+def _others(prepared: Trial, best: Trial, names: Sequence[str]) -> tuple[str, ...]:
+    """The nodes, as patterns, that a candidate has not quantized, and those that are given back."""
     kept = {node.name for node in quantized_nodes(best.model)} - set(names)
-    others = [node.name for node in simplified.model.graph if node.name and node.name not in kept]
-    return {**options, "placement": "all", "skip": [glob.escape(name) for name in others]}
+    others = [node.name for node in prepared.model.graph if node.name and node.name not in kept]
+    return tuple(glob.escape(name) for name in others)
 
 
 def explained(chosen: Trial, trials: Sequence[Trial]) -> list[Diagnostic]:

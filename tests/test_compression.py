@@ -16,10 +16,12 @@ from onnxcomp.bench import Spread, Timing
 from onnxcomp.errors import SamplesError
 from onnxcomp.ir import Model
 from onnxcomp.metrics import Score
-from onnxcomp.search import Search, Trial
+from onnxcomp.search import Search, SearchOptions, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from onnxcomp.variants import Prefer
 
 
 def images(count: int) -> list[dict[str, np.ndarray]]:
@@ -82,9 +84,10 @@ def trial(label: str, ratio: float, *, rejected: str = "", text: str = "") -> Tr
     return Trial(label, "", Model.load(proto), (), score, 0.0, timing, rejected)
 
 
-def choice(*trials: Trial) -> str:
+def choice(*trials: Trial, prefer: Prefer = "speed") -> str:
     found = Search.__new__(Search)
     found.trials = list(trials)
+    found.options = SearchOptions(prefer=prefer)
     return found.choose().label
 
 
@@ -104,6 +107,15 @@ def test_fastest_inside_the_limit_is_chosen() -> None:
 def test_of_equally_fast_ones_the_smallest_is_chosen() -> None:
     assert choice(trial("original", 1.0), trial("a", 0.500, text=LARGE), trial("b", 0.505)) == "b"
     assert choice(trial("original", 1.0), trial("a", 0.500, text=LARGE), trial("b", 0.55)) == "a"
+
+
+def test_size_may_come_first_as_long_as_nothing_gets_slower() -> None:
+    fast = trial("fast", 0.5, text=LARGE)
+    small = trial("small", 0.9)
+    slow = trial("slow", 1.2, text="<float w = {1}>")
+    original = trial("original", 1.0, text=LARGE.replace("9]", "10]").replace("9}", "9, 10}"))
+    assert choice(original, fast, small, slow, prefer="size") == "small"
+    assert choice(original, fast, small, slow) == "fast"
 
 
 def test_original_stays_when_everything_else_is_slower() -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from onnxcomp.cli.options import Output
     from onnxcomp.compression import CompressResult
     from onnxcomp.report import Report
+    from onnxcomp.variants import Prefer
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Goal:
     measure_time: float
     memory: bool
     batch: int
+    prefer: Prefer
+    contrib: bool
     seed: int
 
 
@@ -99,6 +102,19 @@ goal_options = bundle(
         default=1,
         show_default=True,
         help="How many samples one run will take where the model is deployed; decides what is faster.",
+    ),
+    click.option(
+        "--prefer",
+        type=click.Choice(["speed", "size"]),
+        default="speed",
+        show_default=True,
+        help="Take the fastest candidate inside the limit, or the smallest one that is not slower.",
+    ),
+    click.option(
+        "--contrib/--no-contrib",
+        default=False,
+        show_default=True,
+        help="Allow operators that only onnxruntime knows (LSTM in int8).",
     ),
     seed_option,
 )
@@ -175,6 +191,8 @@ def search(
         seed=goal.seed,
         memory=goal.memory,
         batch=goal.batch,
+        prefer=goal.prefer,
+        contrib=goal.contrib,
         progress=progress(),
     )
 

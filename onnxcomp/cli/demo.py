@@ -63,6 +63,8 @@ def _demo(folder: Path, measure_time: float, seed: int) -> int:
         trials=8,
         measure_time=measure_time,
         memory=True,
+        prefer="speed",
+        contrib=False,
         batch=1,
         seed=seed,
     )

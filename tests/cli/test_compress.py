@@ -69,7 +69,10 @@ def data(tmp_path: Path) -> Path:
 def test_what_the_user_says_reaches_the_search(
     command: Run, search: Search, net: Path, data: Path, tmp_path: Path
 ) -> None:
-    words = "--max-drop 2% --threads 2 --trials 3 --measure-time 1s --seed 7 --no-memory --metric top1 --batch 2"
+    words = (
+        "--max-drop 2% --threads 2 --trials 3 --measure-time 1s --seed 7 --no-memory --metric top1 "
+        "--batch 2 --prefer size --contrib"
+    )
     place = tmp_path / "small.onnx"
     done = command("compress", net, "--data", data, "--samples", 6, "-o", place, *words.split())
     assert done.code == 0, done.err
@@ -87,6 +90,8 @@ def test_what_the_user_says_reaches_the_search(
         "seed": 7,
         "memory": False,
         "batch": 2,
+        "prefer": "size",
+        "contrib": True,
     }
     assert len(onnx.load(place).graph.node) == 4
     assert "int8 (chosen)" in done.out

@@ -1,0 +1,96 @@
+"""What `compress` tries: passes in a row, and the models on which they make sense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from onnxcomp.ir.ops import constant, input_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from onnxcomp.ir import Model, ir
+
+Prefer = Literal["speed", "size"]
+Step = tuple[str, Mapping[str, Any]]
+
+# Products with matrices, which there are many ways to compute in few bits.
+MATRICES = frozenset({"MatMul", "Gemm"})
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+DYNAMIC = "dynamic int8"
+# Bytes of tables below which their form does not matter.
+_NOTABLE_TABLES = 1 << 16
+_NOTABLE_SHARE = 0.03
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make a model smaller and faster.
+
+    Attributes:
+        label: Name in reports.
+        steps: Passes and their options.
+        operators: It is tried where the model has one of these; on all models when there are none.
+        is_static: Whether nodes that hurt can be given back to float, and rounding be repaired.
+        after: Label of the variant that has to miss the limit for this one to be tried.
+    """
+
+    label: str
+    steps: tuple[Step, ...]
+    operators: frozenset[str] = field(default_factory=frozenset)
+    is_static: bool = False
+    after: str = ""
+
+    def suits(self, model: Model) -> bool:
+        """Whether it can do anything for a model."""
+        return not self.operators or any(node.op_type in self.operators for node in model.nodes())
+
+    def without(self, names: tuple[str, ...]) -> Variant:
+        """Returns the variant that quantizes everything except some nodes, without measuring again."""
+        (name, options), *others = self.steps
+        options = {**options, "placement": "all", "skip": names}
+        return Variant(self.label, ((name, options), *others), self.operators, self.is_static)
+
+
+def variants(*, batch: int, prefer: Prefer, contrib: bool) -> Iterator[Variant]:
+    """Yields what to try, the most promising first.
+
+    Args:
+        batch: Samples that one run takes.
+        prefer: What the user wants most.
+        contrib: Whether operators that only onnxruntime knows are allowed.
+    """
+    static = {"prepare": False, "batch": batch}
+    bias: Step = ("correct-bias", {})
+    yield Variant("int8", (("quantize-static", static), bias), is_static=True)
+    everywhere = ("quantize-static", {**static, "placement": "all"})
+    yield Variant("int8 everywhere", (everywhere, bias), is_static=True)
+    dynamic = {"batch": batch, "allow_contrib": contrib}
+    coarse: Step = ("quantize-dynamic", {**dynamic, "floor_db": 0.0})
+    products = MATRICES | RECURRENT
+    yield Variant(DYNAMIC, (coarse,), products)
+    yield Variant(f"{DYNAMIC}, finer", (("quantize-dynamic", dynamic),), products, after=DYNAMIC)
+    yield Variant("weights in 4 bits", (("quantize-weights", {"bits": 4}),), MATRICES)
+    if prefer == "size":
+        yield Variant("weights in 8 bits", (("quantize-weights", {"bits": 8}),))
+
+
+# What repairs rounding, in turn, where the limit was missed.
+REPAIRS: tuple[Step, ...] = (("adaround", {}),)
+# What makes the file smaller and leaves the time as it is: rows of tables are unpacked as they are picked.
+TABLES: Step = ("quantize-weights", {"operators": ["Gather"]})
+REST: Step = ("quantize-weights", {"bits": 8, "format": "unpacked"})
+
+
+def has_tables(model: Model) -> bool:
+    """Whether float tables, of which rows are picked, are a notable part of a model."""
+    found = sum(int(table.nbytes) for table in _tables(model))
+    return found >= max(_NOTABLE_TABLES, _NOTABLE_SHARE * model.nbytes)
+
+
+def _tables(model: Model) -> list[ir.TensorProtocol]:
+    picked = (node for node in model.nodes() if node.op_type == "Gather")
+    tables = {id(found): found for n in picked if (found := constant(input_at(n, 0))) is not None}
+    return [table for table in tables.values() if table.dtype.is_floating_point()]
