@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from onnxcomp.lint.view import View
 
 _PADS_AS_INPUT = 11
+# Opset of DequantizeLinear with an axis.
+PER_CHANNEL = 13
 
 
 def padded(view: View) -> Iterator[Finding]:
@@ -150,7 +152,7 @@ class _Normalized:
         grids = [None if n is None else view.grid(n) for n in (weight, first)]
         numbers = None if weight is None else array(weight.inputs[0])
         factors = _factors(view, norm)
-        if numbers is None or factors is None or None in grids or view.model.opset < 13:
+        if numbers is None or factors is None or None in grids or view.model.opset < PER_CHANNEL:
             return None
         grid, front = grids[0], grids[1]
         if grid is None or front is None or grid.dtype != SIGNED or not front.single or grid.block:
@@ -164,9 +166,11 @@ class _Normalized:
         if not grid.single and grid.axis not in {0, -numbers.ndim}:
             return None
         bias = _bias(view, conv, channels)
-        if bias is None or not (np.abs(gain) > 0).all() or int(numbers.min(initial=0)) == -128:
+        if bias is None or not (np.abs(gain) > 0).all():
             return None
-        signs = np.sign(gain).astype(np.int8).reshape(-1, *([1] * (numbers.ndim - 1)))
+        signs = np.sign(gain).astype(np.int16).reshape(-1, *([1] * (numbers.ndim - 1)))
+        # 128 is no int8: where a channel changes its sign, its largest number gives way by a step.
+        turned = np.minimum(numbers * signs, 127).astype(np.int8)
         scale = (np.broadcast_to(grid.scale.reshape(-1), (channels,)) * np.abs(gain)).astype(
             np.float32
         )
@@ -175,7 +179,7 @@ class _Normalized:
         return cls(
             conv,
             norm,
-            numbers * signs,
+            turned,
             scale,
             bias * gain + offset,
             scale.astype(np.float64) * front.step,

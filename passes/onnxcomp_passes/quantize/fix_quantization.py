@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
+from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.bench import Limits, measure
 from onnxcomp.compare import compare
 from onnxcomp.errors import UserError
 from onnxcomp.lint import codes as lint_codes
+from onnxcomp.lint.neighbours import PER_CHANNEL
 from onnxcomp.lint.repair import STAGES, Repair, Stage
 from onnxcomp.lint.report import rules_by_code
 from onnxcomp.passbase import Context, Pass
 from onnxcomp.probe import probe_feeds
 from onnxcomp.runtime import Session, available_providers
+from onnxcomp_passes.quantize.opset import find_ranks, obstacle, raise_to
 from onnxcomp_passes.simplify.eliminate_dead import EliminateDead
 
 if TYPE_CHECKING:
@@ -91,6 +94,7 @@ class FixQuantization(Pass):
             if code not in known:
                 raise UserError(f"no rule has the code {code!r}", hint="see `onnxcomp explain`")
         trial = self._trial(ctx)
+        self._raise_opset(ctx, trial)
         repair = Repair(
             ctx.model, ctx.edit, ctx.target, self.larger, lambda: EliminateDead().run(ctx)
         )
@@ -103,6 +107,16 @@ class FixQuantization(Pass):
 
     def _chosen(self, code: str) -> bool:
         return code not in self.skip and (not self.only or code in self.only)
+
+    def _raise_opset(self, ctx: Context, trial: _Trial) -> None:
+        """Makes scales by channel possible where a BatchNormalization could go into a quantized Conv."""
+        kinds = {node.op_type for node in ctx.model.nodes()}
+        wanted = self._chosen("LNT306") and {"BatchNormalization", "DequantizeLinear"} <= kinds
+        if not wanted or ctx.model.opset >= PER_CHANNEL or not trial.feeds:
+            return
+        ranks = find_ranks(ctx.model, ctx.facts.get(Shapes()), trial.feeds[0], PER_CHANNEL)
+        if not obstacle(ctx.model, ctx.edit, ranks, PER_CHANNEL):
+            raise_to(ctx.model, ctx.edit, ranks, PER_CHANNEL)
 
     def _trial(self, ctx: Context) -> _Trial:
         """Finds samples that the model takes."""
