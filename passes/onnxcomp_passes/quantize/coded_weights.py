@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxcomp.ir.backend import ir
 from onnxcomp.ir.ops import constant, is_op, standard_op
+from onnxcomp.quant.grams import collect_grams
 from onnxcomp.quant.packing import pack
 from onnxcomp.quant.readers import layer_of
 
@@ -19,12 +20,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnxcomp.ir import Edit, Model
+    from onnxcomp.passbase import Context
+    from onnxcomp.quant.grams import Gram
     from onnxcomp.quant.packing import Piece
     from onnxcomp.quant.readers import Layer
+    from onnxcomp.samples import Samples
 
 # Shifts of bytes came with this opset.
 SHIFT_OPSET = 11
 _SPLIT_BY_INPUT = 13
+# Samples that are looked at for importance.
+LOOKED_AT = 32
 # Below this a weight costs more nodes than it saves bytes.
 LEAST_ELEMENTS = 2048
 _KERNELS = ("Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN")
@@ -127,6 +133,24 @@ def _channels(node: ir.Node, index: int, shape: tuple[int, ...]) -> tuple[int, .
     return (0,)
 
 
+def second_moments(
+    ctx: Context, weights: Sequence[CodedWeight], samples: Samples
+) -> dict[CodedWeight, NDArray[np.float64]]:
+    """Returns the second moment of what each number of a weight is multiplied by, in its shape."""
+    owners = {layer: weight for weight in weights for layer in weight.layers[:1]}
+    some = samples.take(min(LOOKED_AT, len(samples)))
+    grams = collect_grams(ctx.model, list(owners), some, threads=ctx.threads)
+    return {owners[layer]: _moments(layer, gram) for layer, gram in grams}
+
+
+def _moments(layer: Layer, gram: Gram) -> NDArray[np.float64]:
+    diagonal = np.diagonal(gram.matrix, axis1=-2, axis2=-1) / max(gram.count, 1)
+    # What was never active still has to have a number.
+    diagonal = diagonal + 1e-3 * max(float(diagonal.mean()), np.finfo(np.float64).tiny)
+    full = np.repeat(diagonal[..., None], layer.outputs, axis=-1)
+    return layer.from_matrix(full)
+
+
 @dataclass
 class Expander:
     """Writes the nodes that turn packed indices into numbers; constants that are the same are shared.
@@ -212,9 +236,7 @@ class Expander:
     ) -> ir.Node:
         names = [f"{like.name}_{op_type}"] * outputs
         first = self._first(_graph(like))
-        return self.edit.insert(
-            op_type, inputs, before=first, outputs=names, attributes=attributes
-        )
+        return self.edit.insert(op_type, inputs, before=first, outputs=names, attributes=attributes)
 
     def _first(self, graph: ir.Graph) -> ir.Node:
         if id(graph) not in self._firsts:

@@ -16,7 +16,13 @@ from onnxcomp.passbase import Context, Pass
 from onnxcomp.quant.gptq import gptq
 from onnxcomp.quant.grams import collect_grams
 from onnxcomp.quant.palette import Palette, nearest, palette_bytes, palettize
-from onnxcomp_passes.quantize.coded_weights import SHIFT_OPSET, Expander, find_weights
+from onnxcomp_passes.quantize.coded_weights import (
+    LOOKED_AT,
+    SHIFT_OPSET,
+    Expander,
+    find_weights,
+    second_moments,
+)
 from onnxcomp_passes.quantize.held_out import HeldOut
 
 if TYPE_CHECKING:
@@ -29,8 +35,10 @@ if TYPE_CHECKING:
 _ALL_BITS = tuple(range(1, 9))
 # Bits at which it is tried out how much a weight's error harms the outputs.
 _TRIED = 3
-_JUDGED, _LOOKED_AT = 8, 32
+_JUDGED = 8
 _MOST_TRIALS = 400
+# More than compensation was ever seen to bring.
+_MOST_GAIN_DB = 12.0
 
 
 class PalettizeWeights(Pass):
@@ -139,12 +147,7 @@ class _Work:
         """Second moments of what each number of a weight is multiplied by."""
         if judge is None:
             return
-        owners = {layer: w for w in self.weights for layer in w.layers[:1]}
-        samples = judge.seen.take(min(_LOOKED_AT, len(judge.seen)))
-        for layer, gram in collect_grams(
-            self.ctx.model, list(owners), samples, threads=self.ctx.threads
-        ):
-            self.importance[owners[layer]] = _moments(layer, gram)
+        self.importance = second_moments(self.ctx, self.weights, judge.seen)
 
     def _palette(self, weight: CodedWeight, bits: int) -> Palette:
         kept = weight.kept if self.options.scales else ()
@@ -217,7 +220,8 @@ class _Work:
         if judge is None:
             return None
         without = judge.decibels(self.ctx.model)
-        if not self.options.compensate:
+        hopeless = without < self.options.least_sqnr_db - _MOST_GAIN_DB
+        if not self.options.compensate or (hopeless and self.options.budget is None):
             return without
         self.ctx.edit.rollback(mark)
         self._write({**plain, **self._compensated(plain, judge)})
@@ -236,7 +240,7 @@ class _Work:
             for weight in plain
             if weight.layers and not weight.layers[0].is_shared and weight.layers[0].groups == 1
         }
-        samples = judge.seen.take(min(_LOOKED_AT, len(judge.seen)))
+        samples = judge.seen.take(min(LOOKED_AT, len(judge.seen)))
         found = {}
         for layer, gram in collect_grams(
             self.ctx.model, list(owners), samples, threads=self.ctx.threads
@@ -256,15 +260,6 @@ class _Work:
                 scale = expander.tensor(like, palette.scale, "scale")
                 value = expander.op("Mul", [value, scale], like)
             expander.put(like, value, weight.shape)
-
-
-def _moments(layer: Layer, gram: Gram) -> NDArray[np.float64]:
-    """Second moment of what each number is multiplied by, in the weight's shape."""
-    diagonal = np.diagonal(gram.matrix, axis1=-2, axis2=-1) / max(gram.count, 1)
-    # What was never active still has to have a number.
-    diagonal = diagonal + 1e-3 * max(float(diagonal.mean()), np.finfo(np.float64).tiny)
-    full = np.repeat(diagonal[..., None], layer.outputs, axis=-1)
-    return layer.from_matrix(full)
 
 
 def _with_feedback(
