@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxcomp.errors import SamplesError, quoted
 from onnxcomp.passbase import QUIET
+from onnxcomp.quant.channels import POSITIONS, as_positions, coprime_step
 from onnxcomp.runtime import Session
 
 if TYPE_CHECKING:
@@ -74,20 +76,26 @@ class ChannelStats:
         return self.total / max(self.count, 1)
 
     def add(self, array: NDArray[Any], axis: int) -> bool:
-        """Takes in a tensor; False when its number of channels is another one."""
-        rows = np.moveaxis(array, axis, 0)
-        if rows.shape[0] != self.low.size:
+        """Takes in a tensor; False when its number of channels is another one.
+
+        Limits are those of all values, sums are over enough of them.
+        """
+        if array.ndim <= max(axis, 0) or array.shape[axis] != self.low.size:
             return False
-        rows = rows.reshape(rows.shape[0], -1)
-        if rows.shape[1]:
-            self.low = np.minimum(self.low, rows.min(axis=1))
-            largest = rows.max(axis=1).astype(np.float64)
-            below = self.runner_up if self.runner_up.size else np.zeros_like(largest)
-            self.runner_up = np.maximum(below, np.minimum(self.high, largest))
-            self.high = np.maximum(self.high, largest)
-            self.power += np.square(rows, dtype=np.float64).sum(axis=1)
-            self.total += rows.sum(axis=1, dtype=np.float64)
-            self.count += rows.shape[1]
+        if not array.size:
+            return True
+        rows = as_positions(array, axis)
+        lows, highs = rows.min(axis=(0, 1)), rows.max(axis=(0, 1))
+        self.low = np.minimum(self.low, lows)
+        largest = highs.astype(np.float64)
+        below = self.runner_up if self.runner_up.size else np.zeros_like(largest)
+        self.runner_up = np.maximum(below, np.minimum(self.high, largest))
+        self.high = np.maximum(self.high, largest)
+        some = rows[:, :: coprime_step(rows.shape[1], POSITIONS)]
+        some = some.reshape(-1, some.shape[2])
+        self.power += np.einsum("pc,pc->c", some, some)
+        self.total += some.sum(axis=0)
+        self.count += len(some)
         return True
 
 
@@ -127,10 +135,10 @@ def observe_channels(
             arrays = {**feed, **(session.run(feed, taps) if taps else {})}
             for name, axis in axes.items():
                 array = arrays[name]
-                if not np.isfinite(array).all():
-                    raise SamplesError(f"the tensor {quoted(name)} has NaN or infinite values")
                 if not found[name].add(array, axis):
                     raise SamplesError(f"the tensor {quoted(name)} changes its channels")
+                if not np.isfinite(found[name].high - found[name].low).all():
+                    raise SamplesError(f"the tensor {quoted(name)} has NaN or infinite values")
     return found
 
 
@@ -146,9 +154,22 @@ class Reader:
     weight: NDArray[Any]
     is_depthwise: bool = False
 
+    @cached_property
+    def largest(self) -> NDArray[np.float64]:
+        """Largest magnitude by output and input channel."""
+        found: NDArray[np.float64] = np.abs(self.weight).max(axis=2).astype(np.float64)
+        return found[:, 0] if self.is_depthwise else found
+
+    @cached_property
+    def power(self) -> NDArray[np.float64]:
+        """Sum of squares of what meets each channel of the activation."""
+        found = np.einsum("oir,oir->oi", self.weight, self.weight).astype(np.float64)
+        power: NDArray[np.float64] = found[:, 0] if self.is_depthwise else found.sum(axis=0)
+        return power
+
     def reach(self, channels: int) -> NDArray[np.float64]:
         """Largest magnitude that meets each channel of the activation."""
-        largest = np.abs(self.weight).max(axis=2).astype(np.float64)
+        largest = self.largest
         found: NDArray[np.float64] = (
             largest.reshape(channels) if self.is_depthwise else largest.max(axis=0)
         )
@@ -165,19 +186,14 @@ def noise(stats: ChannelStats, readers: Sequence[Reader], scale: NDArray[np.floa
     step = (high - low) / _LEVELS_ACTIVATION
     total = 0.0
     for reader in readers:
-        squared = np.square(reader.weight, dtype=np.float64).sum(axis=2)
-        largest = np.abs(reader.weight).max(axis=2).astype(np.float64)
         size = reader.weight.shape[2]
+        signal = float(reader.power @ stats.mean_square)
+        rounding = float((reader.power * scale**2).sum()) * step**2
         if reader.is_depthwise:
-            squared, largest = squared[:, 0], largest[:, 0]
-            signal = float(squared @ stats.mean_square)
-            rounding = float((squared * scale**2).sum()) * step**2
-            steps = largest / _LEVELS_WEIGHT
+            steps = reader.largest / _LEVELS_WEIGHT
             weights = size * float(stats.mean_square @ steps**2)
         else:
-            signal = float((squared @ stats.mean_square).sum())
-            rounding = float((squared @ scale**2).sum()) * step**2
-            steps = (largest * scale).max(axis=1) / _LEVELS_WEIGHT
+            steps = (reader.largest * scale).max(axis=1) / _LEVELS_WEIGHT
             weights = size * float((stats.mean_square / scale**2).sum() * (steps**2).sum())
         if signal > 0.0:
             total += (rounding + weights) / 12.0 / signal

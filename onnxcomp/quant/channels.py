@@ -13,9 +13,33 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Items that means are taken over, and positions of each of them.
-MEAN_ITEMS, MEAN_POSITIONS = 32, 1024
+MEAN_ITEMS, POSITIONS = 32, 1024
 # Vectors that are kept of an item.
 _KEPT = 8
+# The golden section: its multiples spread evenly over the unit interval.
+_TURN = (5.0**0.5 - 1.0) / 2.0
+
+
+def as_positions(array: NDArray[Any], axis: int) -> NDArray[Any]:
+    """Views a tensor as items by positions by channels.
+
+    Args:
+        array: The tensor.
+        axis: Axis of the channels. Along axis 0 there is but one item.
+    """
+    if axis == 0:
+        return np.moveaxis(array, 0, -1).reshape(1, -1, array.shape[0])
+    if axis == 1:
+        return array.reshape(array.shape[0], array.shape[1], -1).swapaxes(1, 2)
+    return array.reshape(array.shape[0] if array.ndim > 1 else 1, -1, array.shape[-1])
+
+
+def coprime_step(size: int, enough: int) -> int:
+    """Returns a step that leaves no more than enough, and meets every column of whatever is in rows."""
+    step = max(-(-size // enough), 1)
+    while step > 1 and math.gcd(step, size) > 1:
+        step += 1
+    return step
 
 
 class Channels:
@@ -53,32 +77,25 @@ class Channels:
             raise SamplesError(f"the tensor {quoted(name)} changes its channels")
         if array.size == 0:
             return
-        items = self._items(array)
+        items = as_positions(array, self.axis)
         room = max(MEAN_ITEMS - self.items, -(-self._missing // min(_KEPT, items.shape[1])), 0)
         for item in items[:room]:
             self._mean(item)
             self._keep(item)
             self.items += 1
 
-    def _items(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Views a tensor as items by positions by channels."""
-        if self.axis == 1:
-            return array.reshape(array.shape[0], self.size, -1).swapaxes(1, 2)
-        return array.reshape(array.shape[0] if array.ndim > 1 else 1, -1, self.size)
-
     def _mean(self, item: NDArray[Any]) -> None:
         if self.items < MEAN_ITEMS:
-            step = -(-len(item) // MEAN_POSITIONS)
-            while step > 1 and math.gcd(step, len(item)) > 1:
-                step += 1
-            some = item[::step]
+            some = item[:: coprime_step(len(item), POSITIONS)]
             self._total += some.sum(axis=0)
             self.count += len(some)
 
     def _keep(self, item: NDArray[Any]) -> None:
         if self._missing > 0:
             number = min(_KEPT, len(item), self._missing)
-            places = ((2 * np.arange(number) + 1) * len(item)) // (2 * number)
+            # Other positions in each item: some, as the first of a text, are like no others.
+            start = int(self.items * _TURN % 1.0 * len(item))
+            places = (np.arange(number) * len(item) + start) // number
             self._kept.append(np.ascontiguousarray(item[places]))
             self._missing -= number
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcomp.errors import SamplesError, quoted
+from onnxcomp.quant.channels import coprime_step
 from onnxcomp.quant.ranges import METHODS, Method, choose_range, rounding_error
 
 if TYPE_CHECKING:
@@ -184,11 +185,7 @@ def _thinned(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     Going by items keeps the result independent of how samples are batched; a step without a common
     factor with the size meets every channel, wherever that axis is.
     """
-    size = rows.shape[1]
-    step = -(-size // ENOUGH)
-    while step > 1 and math.gcd(step, size) > 1:
-        step += 1
-    return rows[:, ::step]
+    return rows[:, :: coprime_step(rows.shape[1], ENOUGH)]
 
 
 def _span(low: float, high: float, exponent: int) -> tuple[int, int]:

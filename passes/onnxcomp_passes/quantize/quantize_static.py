@@ -35,23 +35,24 @@ from onnxcomp_passes.quantize.equalize import Equalize
 from onnxcomp_passes.quantize.fuse_pointwise import FusePointwise
 from onnxcomp_passes.quantize.insertion import Weights
 from onnxcomp_passes.quantize.means import channel_means, read_channels
+from onnxcomp_passes.quantize.observing import ObserverSearch
 from onnxcomp_passes.quantize.opset import SIXTEEN_BITS, VERSION, find_ranks, obstacle, raise_to
 from onnxcomp_passes.quantize.placing import HEAVY, PlacementSearch
 from onnxcomp_passes.quantize.pool_means import PoolMeans
-from onnxcomp_passes.quantize.trial import Bench, ObserverSearch
+from onnxcomp_passes.quantize.trial import Bench
 
 if TYPE_CHECKING:
     from onnxcomp.ir import ir
     from onnxcomp.quant.candidates import Candidate
     from onnxcomp.quant.observers import Histogram, Method
+    from onnxcomp.samples import Samples
     from onnxcomp.targets import Target
 
 # Samples that channels are equalized by; more make no difference that shows.
 _EQUALIZED = 8
-# Samples on which observers are compared.
-_JUDGED = 8
+# Samples on which placements and observers are compared.
+_JUDGED = 16
 _CHECKS = 6
-_METHODS: tuple[Method, ...] = ("min-max", "mse", "percentile")
 _QUANTIZED = frozenset(
     {
         "QuantizeLinear",
@@ -99,13 +100,14 @@ class QuantizeStatic(Pass):
         "QNT108": "Nodes in the bodies of If, Loop and Scan stay float.",
         "QNT109": "This processor adds products of int8 numbers in 16 bits, which can overflow, so weights "
         "have 7 bits. On one with VNNI give reduce-range=false.",
-        "QNT110": "For each kind of activation the observer was taken that came nearest to float.",
+        "QNT110": "For each activation the observer was taken that its readers suffer least from, or for all of "
+        "them one, where that came nearer to float.",
         **Equalize.codes,
         "QNT111": "Nothing in the model can be computed in int8.",
         **CODES,
     }
 
-    observer: Literal["auto", "min-max", "percentile", "mse", "entropy"] = "auto"
+    observer: Literal["auto", "min-max", "moving-average", "percentile", "mse", "entropy"] = "auto"
     """How ranges are chosen; `auto` takes what comes nearest to float on the samples."""
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     """Share of values that `percentile` keeps on each side."""
@@ -229,6 +231,7 @@ class QuantizeStatic(Pass):
             self.percentile,
             means,
             self._formats(target),
+            found.channels,
         )
 
     def _formats(self, target: Target) -> Formats:
@@ -276,17 +279,23 @@ class QuantizeStatic(Pass):
         return {name: np.concatenate([feed[name] for feed in some]) for name in some[0]}
 
     def _observers(self, ctx: Context, bench: Bench, keys: frozenset[str]) -> Mapping[str, Method]:
-        """The observer of each kind of point."""
+        """The observer of each point."""
         plan = bench.plan(keys)
         if self.observer != "auto":
-            return {bench.kind(plan.root(point)): self.observer for point in plan}
+            return {plan.root(point): self.observer for point in plan}
         if not keys or ctx.samples is None:
             return {}
-        samples = list(itertools.islice(ctx.samples, _JUDGED))
-        best, decibels = ObserverSearch(bench, plan, samples, ctx.threads).run(_METHODS)
-        each = ", ".join(f"{method} for {kind}" for kind, method in sorted(best.items()))
-        ctx.note("QNT110", None, f"observers: {each}; {decibels:.1f} dB on calibration samples")
-        return best
+        samples = _spread(ctx.samples, _JUDGED)
+        search = ObserverSearch(bench, plan, bench.channels, samples, ctx.threads, ctx.progress)
+        found = search.run()
+        ctx.note("QNT110", None, str(found))
+        return found.methods
+
+
+def _spread(samples: Samples, count: int) -> list[Mapping[str, np.ndarray]]:
+    """Some samples from everywhere."""
+    some = samples if len(samples) <= count else samples.split(count / len(samples))[1]
+    return list(some)
 
 
 def _activation_type(text: str) -> DType:
