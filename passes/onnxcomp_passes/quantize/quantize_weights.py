@@ -17,7 +17,13 @@ from onnxcomp.runtime import available_providers, newest_opset, optimized_model
 from onnxcomp_passes.convert.opsets import convert
 from onnxcomp_passes.quantize.weight_forms import Writer
 from onnxcomp_passes.quantize.weight_methods import fit_site, grams_of, round_site
-from onnxcomp_passes.quantize.weight_plans import KERNEL_BLOCKS, Format, Plan, Wishes
+from onnxcomp_passes.quantize.weight_plans import (
+    KERNEL_BLOCKS,
+    Format,
+    Plan,
+    Wishes,
+    is_miscomputed,
+)
 from onnxcomp_passes.quantize.weight_rows import rows_of
 from onnxcomp_passes.quantize.weight_sites import Site, chosen, find_sites
 
@@ -33,7 +39,7 @@ _BITS = (2, 3, 4, 8)
 _CHECKED_BYTES = 1 << 30
 _GRAM_BYTES = 1 << 30
 # A weight in its new form has to be smaller than this share of what it was.
-_WORTH = 0.85
+_WORTH, _WORTH_COPIES = 0.85, 0.5
 _IR_OF_OPSET = {21: 10, 25: 13}
 
 
@@ -67,8 +73,8 @@ class QuantizeWeights(Pass):
         "WQT101": "The weight was left in float, for the reason given.",
         "WQT102": "What was asked for needs a newer opset than the model can have, so that 8 bits were used "
         "instead. Export the model with opset 21 or later, or use format=matmulnbits.",
-        "WQT103": "The provider did not make one kernel of DequantizeLinear and MatMul here, so the weight "
-        "is unpacked when the model is loaded.",
+        "WQT103": "The provider does not make one kernel of DequantizeLinear and MatMul here, or a wrong "
+        "one, so the weight is unpacked when the model is loaded.",
         "WQT104": "Many rows are multiplied with these weights at a time, where the kernel on packed "
         "weights is slower than float; they are unpacked when the model is loaded. format=qdq keeps them "
         "packed for the sake of memory, block=128 is faster.",
@@ -188,6 +194,9 @@ class QuantizeWeights(Pass):
                 plan = replace(wishes, format="unpacked").plan(site, plan.rows, ranked=ranked)
             if plan is None:
                 continue
+            wanted = site in matrices and self.format in ("auto", "qdq")
+            if wanted and plan.form == "unpacked" and is_miscomputed(site, plan.scheme.bits):
+                ctx.skip("WQT103", site.value, "2 bits and columns that do not fill bytes")
             if _is_large(plan):
                 ctx.skip("WQT101", site.value, "it would not get smaller")
                 continue
@@ -332,7 +341,9 @@ def _table_of(plan: Plan, method: DataFree) -> Stored | None:
 
 
 def _is_large(plan: Plan) -> bool:
-    return plan.nbytes > _WORTH * int(plan.site.tensor.nbytes)
+    """Whether there is no gain; a weight that several read packed has a copy for each."""
+    several = plan.form != "unpacked" and len(plan.site.uses) > 1
+    return plan.nbytes > (_WORTH_COPIES if several else _WORTH) * int(plan.site.tensor.nbytes)
 
 
 def _is_finite(ctx: Context, site: Site) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -376,7 +375,7 @@ def _layout(site: Site, stored: Stored) -> tuple[tuple[int, ...], NDArray[Any], 
             grid.zero_points[:, None],
         )
     if blocks == 1:
-        ones = (columns, *(1 for _ in site.shape[1:]))
+        ones = (*site.shape[: site.leading], *(1 for _ in site.shape[site.leading :]))
         return site.shape, grid.scales.reshape(ones), grid.zero_points.reshape(ones)
     return (columns, blocks, size), grid.scales.T[..., None], grid.zero_points.T[..., None]
 
@@ -386,7 +385,7 @@ def as_matrix(site: Site) -> NDArray[Any]:
     array = site.tensor.numpy()
     if site.orientation == "columns":
         return array.reshape(-1, site.shape[-1])
-    return array.reshape(site.shape[0], prod(site.shape[1:])).T
+    return array.reshape(-1, site.depth).T
 
 
 def _graph_of(node: ir.Node) -> ir.Graph:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onnxcomp.quant.blocks import block_params
-from onnxcomp.quant.gptq import gptq, gptq_grid
+from onnxcomp.quant.gptq import gptq
 from onnxcomp.quant.grams import collect_grams, gram_readers
 from onnxcomp_passes.quantize.weight_forms import Stored, as_matrix
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from onnxcomp_passes.quantize.weight_sites import Site
 
 DataFree = Literal["rtn", "mse", "hqq"]
+
+_MOST_SAMPLES = 512
+# Damping of GPTQ, as a share of the mean diagonal: by columns for each row seen, between two ends.
+_RARE, _DAMPING = 0.03, (0.01, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,29 +54,36 @@ def round_site(site: Site, scheme: BlockScheme, method: DataFree) -> Stored:
 
 
 def fit_site(site: Site, scheme: BlockScheme, fit: Gram, judge: Gram) -> Judged:
-    """Returns a weight in few bits that keeps the layer's output, judged on other samples.
+    """Returns a weight in few bits that keeps the layer's output, judged on samples not used for it.
 
-    Tries rounding to nearest, scales that weigh rows by what they multiply, and GPTQ with grids known
-    beforehand and with grids found on the way.
+    Rounding to nearest, scales of least squares, and GPTQ on these compete; GPTQ, if it wins, is done
+    again with all samples. Its grids do not weigh rows by what they multiply: measured, GPTQ on plain
+    grids generalises better, and rare inputs keep their rows.
     """
     matrix, dtype = as_matrix(site), site.tensor.dtype.numpy()
-    importance = np.diagonal(fit.matrix)
 
-    def plain(method: DataFree, weights: NDArray[Any] | None) -> BlockGrid:
-        return block_params(matrix, scheme, method, importance=weights, scale_dtype=dtype)
+    def on(grid: BlockGrid, values: NDArray[Any]) -> Stored:
+        return Stored(grid.quantize(values), grid)
 
-    nearest, weighed = plain("rtn", None), plain("mse", importance)
+    nearest = block_params(matrix, scheme, "rtn", scale_dtype=dtype)
+    least = block_params(matrix, scheme, "mse", scale_dtype=dtype)
     tried = {
-        "rtn": Stored(nearest.quantize(matrix), nearest),
-        "mse": Stored(weighed.quantize(matrix), weighed),
-        "gptq": Stored(weighed.quantize(gptq(matrix, fit.matrix, weighed.round_row)), weighed),
+        "rtn": on(nearest, matrix),
+        "mse": on(least, matrix),
+        "gptq": on(least, _gptq(matrix, fit, least)),
     }
-    if scheme.block:
-        grid, values = gptq_grid(matrix, fit.matrix, scheme, scale_dtype=dtype)
-        tried["gptq, grids on the way"] = Stored(grid.quantize(values), grid)
     errors = {name: _error(judge, matrix, stored) for name, stored in tried.items()}
     best = min(errors, key=errors.__getitem__)
-    return Judged(tried[best], best, errors[best] / max(errors["rtn"], 1e-300))
+    share = errors[best] / max(errors["rtn"], 1e-300)
+    if best == "gptq":
+        tried[best] = on(least, _gptq(matrix, fit + judge, least))
+    return Judged(tried[best], best, share)
+
+
+def _gptq(matrix: NDArray[Any], gram: Gram, grid: BlockGrid) -> NDArray[Any]:
+    """GPTQ; the fewer rows were seen, the less their correlations are believed."""
+    damping = float(np.clip(_RARE * matrix.shape[0] / max(gram.count, 1), *_DAMPING))
+    return gptq(matrix, gram.matrix, grid.round_row, damping=damping)
 
 
 def _error(gram: Gram, matrix: NDArray[Any], stored: Stored) -> float:
@@ -120,9 +131,6 @@ def grams_of(
             sums[site.name] = pair
         else:
             yield site, pair[0], pair[1]
-
-
-_MOST_SAMPLES = 512
 
 
 def _by_layer(grams: Iterator[Any]) -> Any:  # noqa: ANN401 - a function

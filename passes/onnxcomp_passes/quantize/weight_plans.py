@@ -55,7 +55,8 @@ class Plan:
         bits, needed = self.scheme.bits, 0
         if self.site.is_matrix or self.site.is_tied:
             if self.form == "packed":
-                needed = _PACKED[bits] if self.scheme.block else PER_COLUMN_OPSET
+                whole = bits == 8 and not self.scheme.block
+                needed = PER_COLUMN_OPSET if whole else _PACKED[bits]
             elif self.form == "unpacked":
                 needed = _UNPACKED[bits]
         elif not self.site.is_table:
@@ -125,6 +126,8 @@ class Wishes:
             return Plan(site, table, "unpacked", rows, table)
         if site.is_matrix or (site.is_tied and table is not None):
             form = self._form(bits, rows)
+            if form == "packed" and is_miscomputed(site, bits):
+                form = "unpacked"
             if site.is_tied and form == "unpacked":
                 return Plan(site, self._unpacked(site, bits), form, rows)
             if form != "unpacked":
@@ -184,6 +187,15 @@ class Wishes:
 
     def _block_bits(self, site: Site, bits: int) -> int:
         return bits if site.is_table else self.table_bits
+
+
+def is_miscomputed(site: Site, bits: int) -> bool:
+    """Whether onnxruntime (1.31) gets a packed matrix wrong, without a word.
+
+    It turns a matrix of 2 bits around when it makes MatMulNBits of it, and does so right only where the
+    columns fill bytes. The operator itself is right.
+    """
+    return bits == 2 and site.tensor.size // max(site.depth, 1) % 4 != 0
 
 
 def divisor(depth: int, block: int) -> int:

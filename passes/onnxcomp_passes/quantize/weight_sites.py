@@ -97,7 +97,13 @@ class Site:
         """Numbers that share an output, which scales are taken along."""
         if self.orientation == "columns":
             return self.shape[-2]
-        return prod(self.shape[1:])
+        return prod(self.shape[self.leading :])
+
+    @property
+    def leading(self) -> int:
+        """Axes in front that number the outputs, where an output is not a column."""
+        kernel = any(is_op(use.node, "Conv", "ConvTranspose") for use in self.uses)
+        return 1 if kernel else len(self.shape) - 1
 
 
 def find_sites(
