@@ -68,7 +68,7 @@ def test_int8_is_nearer_to_float_and_float_is_the_same(activation: str) -> None:
     equalized = Pipeline((Equalize(),)).run(proto, samples=feeds)
     assert equalized.changed
     assert sqnr(proto, equalized, feeds) > 100
-    step = QuantizeStatic(placement="all", prepare=False, correct_bias=False)
+    step = QuantizeStatic(placement="all", prepare=False, correct_bias=False, observer="min-max")
     plain = Pipeline((step,)).run(proto, samples=feeds)
     better = Pipeline((Equalize(), step)).run(proto, samples=feeds)
     assert sqnr(proto, better, feeds) > sqnr(proto, plain, feeds) + 3
