@@ -97,7 +97,7 @@ def test_what_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> No
     """All together, then each half, then (two of them) each alone: never nearer to float."""
     found = iter([30.0, 20.0, 29.9, 30.01])
     monkeypatch.setattr(smooth_quant._Guard, "_fidelity", lambda *_: next(found))
-    outcome = assert_unchanged(SmoothQuant(), outlying(BLOCK), samples=samples())
+    outcome = assert_unchanged(SmoothQuant(alpha=0.6), outlying(BLOCK), samples=samples())
     codes = [item.code for item in outcome.diagnostics]
     assert codes == ["SMQ102", "SMQ102", "SMQ103"]
     assert "20.0" not in str(outcome.diagnostics[0])
@@ -108,10 +108,19 @@ def test_the_half_that_helps_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([30.0, 20.0, 31.0, 25.0])
     monkeypatch.setattr(smooth_quant._Guard, "_fidelity", lambda *_: next(found))
     proto = outlying(BLOCK)
-    result = Pipeline((SmoothQuant(),)).run(proto, samples=samples())
+    result = Pipeline((SmoothQuant(alpha=0.6),)).run(proto, samples=samples())
     assert result.outcomes[0].stats["activations smoothed"] == 1
     assert [item.code for item in result.diagnostics] == ["SMQ101", "SMQ102", "SMQ103"]
     assert sqnr(proto, result) > 100
+
+
+def test_the_best_alpha_is_found_by_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = outlying(BLOCK)
+    found = iter([30.0, 31.0, 33.0, 32.0, 33.0])
+    monkeypatch.setattr(smooth_quant._Guard, "_fidelity", lambda *_: next(found))
+    result = Pipeline((SmoothQuant(),)).run(proto, samples=samples())
+    alone = Pipeline((SmoothQuant(alpha=0.5, guard=False),)).run(proto, samples=samples())
+    assert result.model.to_proto().graph.initializer == alone.model.to_proto().graph.initializer
 
 
 def test_a_model_without_outliers_is_left_alone() -> None:

@@ -34,6 +34,9 @@ _HELD_OUT = 0.25
 _LEAST_DB, _LEAST_DB_FOR_MUL = 0.05, 0.5
 # How often moves that do not help together are halved.
 _DEPTH = 2
+# Values of alpha for all activations that are tried besides the best expected for each: what the
+# samples did not show (larger outliers, above all) is not in the expectation.
+_ALPHAS = (0.5, 0.8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +60,9 @@ class SmoothQuant(Pass):
 
         LayerNormalization(g, b) -> MatMul(w)     LayerNormalization(g/s, b/s) -> MatMul(s*w)
 
-    Run it before `quantize-static`. For each activation alpha is the one with the least expected noise.
-    Then the model is quantized for a trial and compared with float on samples that were held out: what
-    does not come nearer to float is taken back.
+    Run it before `quantize-static`. The model is quantized for a trial and compared with float on samples
+    that were held out: with the alpha of the least expected noise for each activation, and with a few
+    values for all of them. The best one stays, and of that only what brings int8 nearer to float.
     """
 
     name: ClassVar[str] = "smooth-quant"
@@ -94,16 +97,23 @@ class SmoothQuant(Pass):
         if not links:
             return
         seen, held = _split(ctx.samples.take(self.samples))
-        moves = self._moves(ctx, links, seen)
-        if not moves:
-            return
-        free = [move for move in moves if move.link.maker is not None]
-        costly = [move for move in moves if move.link.maker is None]
+        stats = observe_channels(
+            ctx.model,
+            {link.value.name or "": link.axis for link in links},
+            {link.value.name or "": link.channels for link in links},
+            seen,
+            threads=ctx.threads,
+            progress=ctx.progress,
+        )
+        best = self._moves(links, stats, self.alpha)
         if not self.guard:
-            for move in moves:
+            for move in best:
                 _apply(ctx, move)
-            return
-        _Guard(ctx, seen, held).run(free, costly)
+        elif best:
+            others = (
+                [] if self.alpha is not None else [self._moves(links, stats, a) for a in _ALPHAS]
+            )
+            _Guard(ctx, seen, held).run([best, *filter(None, others)])
 
     @staticmethod
     def _is_free(ctx: Context, link: Link) -> bool:
@@ -111,23 +121,15 @@ class SmoothQuant(Pass):
             ctx.skip("SMQ104", link.value, "nothing in front can take the division")
         return link.maker is not None
 
-    def _moves(self, ctx: Context, links: Sequence[Link], samples: Samples) -> list[_Move]:
-        stats = observe_channels(
-            ctx.model,
-            {link.value.name or "": link.axis for link in links},
-            {link.value.name or "": link.channels for link in links},
-            samples,
-            threads=ctx.threads,
-            progress=ctx.progress,
-        )
-        found = (self._move(link, stats[link.value.name or ""]) for link in links)
-        return [move for move in found if move is not None]
+    def _moves(
+        self, links: Sequence[Link], stats: Mapping[str, ChannelStats], alpha: float | None
+    ) -> list[_Move]:
+        found = (self._move(link, stats[link.value.name or ""], alpha) for link in links)
+        return sorted((move for move in found if move is not None), key=lambda move: -move.gain)
 
-    def _move(self, link: Link, stats: ChannelStats) -> _Move | None:
+    def _move(self, link: Link, stats: ChannelStats, alpha: float | None) -> _Move | None:
         readers = link.weights()
-        pairs = (*SMOOTHING, *EXPONENTS)
-        if self.alpha is not None:
-            pairs = ((self.alpha, 1.0 - self.alpha),)
+        pairs = (*SMOOTHING, *EXPONENTS) if alpha is None else ((alpha, 1.0 - alpha),)
         scale, gain = best_scale(stats, readers, limit=link.limit, exponents=pairs)
         start = noise(stats, readers, np.ones(link.channels))
         if gain < self.least_gain_db or start <= 0.0:
@@ -138,10 +140,6 @@ class SmoothQuant(Pass):
 def _split(samples: Samples) -> tuple[Samples, Samples]:
     """Samples to look at and samples to judge on."""
     return samples.split(_HELD_OUT) if len(samples) > 1 else (samples, samples)
-
-
-def _by_gain(moves: Sequence[_Move]) -> list[_Move]:
-    return sorted(moves, key=lambda move: -move.gain)
 
 
 def _apply(ctx: Context, move: _Move) -> None:
@@ -158,8 +156,8 @@ class _Guard:
     seen: Samples
     held: Samples
 
-    def run(self, free: Sequence[_Move], costly: Sequence[_Move]) -> None:
-        """Tries the moves that cost nothing, then those that put in a Mul."""
+    def run(self, choices: Sequence[Sequence[_Move]]) -> None:
+        """Finds the best of several scalings; in it, what puts in a Mul must earn its time."""
         ctx = self.ctx
         provider = ctx.target.provider
         with Session.open(ctx.model, provider=provider, threads=ctx.threads) as session:
@@ -168,9 +166,28 @@ class _Guard:
             if start is None:
                 ctx.skip("SMQ105", None, "nothing in this model can be computed in int8")
                 return
-            best = self._keep(reference, _by_gain(free), start, _LEAST_DB)
-            best = self._keep(reference, _by_gain(costly), best, _LEAST_DB_FOR_MUL)
+            moves = self._best(reference, choices)
+            free = [move for move in moves if move.link.maker is not None]
+            costly = [move for move in moves if move.link.maker is None]
+            best = self._keep(reference, free, start, _LEAST_DB)
+            best = self._keep(reference, costly, best, _LEAST_DB_FOR_MUL)
         ctx.note("SMQ103", None, f"int8 on held-out samples: {start:.1f} dB, now {best:.1f} dB")
+
+    def _best(self, reference: Reference, choices: Sequence[Sequence[_Move]]) -> Sequence[_Move]:
+        """Returns the choice that comes nearest to float when all of it is done."""
+        if len(choices) == 1:
+            return choices[0]
+        edit = self.ctx.edit
+        found = []
+        for moves in choices:
+            mark, stats = edit.mark(), edit.stats.copy()
+            for move in moves:
+                apply_scale(edit, move.link, move.scale)
+            ratio = self._fidelity(reference)
+            found.append(-math.inf if ratio is None else ratio)
+            edit.rollback(mark)
+            edit.stats = stats
+        return choices[found.index(max(found))]
 
     def _keep(
         self,
