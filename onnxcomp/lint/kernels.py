@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onnxcomp.quant.fusion_report import Leftover
 
 # From this size on, float weights are worth a warning of their own.
-_LARGE = 1 << 12
+_LARGE = 1 << 9
 
 
 def not_loaded(view: View) -> Iterator[Finding]:

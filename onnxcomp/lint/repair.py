@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from onnxcomp.diagnostics import Severity
 from onnxcomp.lint.report import rules_by_code, view_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Stage:
         rounds: How often the whole list is gone through at most.
         demanded: Whether they are about right numbers or size, and so are not taken back for being slow.
         exact: Whether values stay what they were, so that outputs can be compared.
+        notes_only: Leave findings that matter more than a note to later stages.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Stage:
     rounds: int = 1
     demanded: bool = False
     exact: bool = False
+    notes_only: bool = False
 
 
 STAGES = (
@@ -46,6 +49,8 @@ STAGES = (
         ("LNT109", "LNT201", "LNT208", "LNT108", "LNT305"),
         exact=True,
     ),
+    # Limits of Clip and the like, without which the rest does not see what a node does.
+    Stage("small constants", ("LNT302",), exact=True, notes_only=True),
     Stage("Conv quantized in every run", ("LNT401",)),
     Stage("roundings for nothing", ("LNT306", "LNT203", "LNT202"), rounds=_ROUNDS),
     Stage("conversions for nothing", ("LNT402", "LNT301", "LNT403", "LNT302"), rounds=_ROUNDS),
@@ -79,24 +84,31 @@ class Repair:
         done: Counter[str] = Counter()
         for _ in range(stage.rounds):
             before = sum(done.values())
-            self._round(rules, done)
+            self._round(rules, done, notes_only=stage.notes_only)
             if sum(done.values()) == before:
                 break
         return done
 
-    def _round(self, rules: Sequence[Rule], done: Counter[str]) -> None:
+    def _grows(self, rule: Rule, severity: Severity | None) -> bool:
+        """Whether a fix makes the model larger than it may become."""
+        small = severity is Severity.NOTE
+        return not self.larger and (rule.code == "LNT401" or (rule.code == "LNT302" and not small))
+
+    def _round(self, rules: Sequence[Rule], done: Counter[str], *, notes_only: bool) -> None:
         for rule in rules:
             for _ in range(_ROUNDS):
-                if not self._apply(rule, done) or rule.code != "LNT301":
+                if not self._apply(rule, done, notes_only=notes_only) or rule.code != "LNT301":
                     break
 
-    def _apply(self, rule: Rule, done: Counter[str]) -> bool:
+    def _apply(self, rule: Rule, done: Counter[str], *, notes_only: bool) -> bool:
         """Fixes what one rule finds now; returns whether that changed anything."""
         view = view_of(self.model, self.target)
         mark = self.edit.mark()
         fixed = 0
         for found in list(rule.find(view)):
-            if found.fix is None or (rule.code in {"LNT302", "LNT401"} and not self.larger):
+            if found.fix is None or self._grows(rule, found.severity):
+                continue
+            if notes_only and found.severity is not Severity.NOTE:
                 continue
             before = self.edit.mark()
             found.fix(self.edit)
