@@ -115,6 +115,19 @@ class BiasWriter:
     add: bool = True
     refused: dict[str, str] = field(default_factory=dict)
 
+    @staticmethod
+    def can_move(layer: QuantizedLayer) -> bool:
+        """Whether the bias of a layer, or one that it may get, can be moved."""
+        value = None if layer.bias_index is None else input_at(layer.end, layer.bias_index)
+        if layer.bias_index is None:
+            return False
+        grid = grid_of(value)
+        return (
+            value is None
+            or constant(value) is not None
+            or (grid is not None and grid.dtype == "INT32")
+        )
+
     def move(self, layer: QuantizedLayer, shift: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """Adds a shift to the bias of each channel.
 

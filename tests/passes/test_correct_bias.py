@@ -12,7 +12,6 @@ from onnx import numpy_helper
 
 from onnxcomp.compare import compare
 from onnxcomp.errors import UserError
-from onnxcomp.ir import Model
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import Session, optimized_model
 from onnxcomp_passes.quantize.correct_bias import CorrectBias
@@ -22,6 +21,7 @@ from tests.helpers.text import model
 if TYPE_CHECKING:
     import onnx
 
+    from onnxcomp.ir import Model
     from onnxcomp.pipeline import Result
 
 Feeds = dict[str, np.ndarray]

@@ -26,7 +26,7 @@ CODES: Mapping[str, str] = {
 }
 
 
-def recovery(ctx: Context, count: int, *, rows: int = 256, chunks: int = 8) -> Recovery | None:
+def recovery(ctx: Context, count: int, *, rows: int = 256, chunks: int = 12) -> Recovery | None:
     """Returns what goes through the layers, None where samples or the float model are missing."""
     if ctx.samples is None or ctx.reference is None:
         return None
