@@ -69,11 +69,11 @@ def pack(numbers: NDArray[Any], bits: int) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def _packed(numbers: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+def _packed(numbers: NDArray[Any], width: int) -> NDArray[np.uint8]:
     each = 8 // width
     data = np.zeros(numbers.size // each, np.uint8)
     for place in range(each):
-        data |= (numbers[place::each] << np.uint8(place * width)).astype(np.uint8)
+        data |= (numbers[place::each] << (place * width)).astype(np.uint8)
     return data
 
 

@@ -37,6 +37,10 @@ _FORMS: Mapping[str, str] = {
     "QMoE": "weight-only",
 }
 _PREFIXES = ("QLinear", "QOrdered")
+_WEIGHT_FORMS = frozenset({"weights", "weight-only", "stored"})
+# Where stored integers are first read, and from how many on they are weights rather than tables of something.
+_UNPACKING = ("BitShift", "BitwiseAnd", "Cast")
+_STORED_FROM = 1024
 _TOOLS: Mapping[str, str] = {
     "onnx.quantize": "onnxruntime",
     "quark.onnx": "Quark",
@@ -54,7 +58,8 @@ class Quantized:
 
     Attributes:
         nodes: Form of each quantized node: `QDQ`, `QOperator`, `integer`, `dynamic`, `weight-only`,
-            `weights` (a DequantizeLinear of a constant).
+            `weights` (a DequantizeLinear of a constant), `stored` (small integers that plain operators
+            turn into float weights).
         tool: Who made it, as far as the file tells; empty when it does not.
     """
 
@@ -72,7 +77,7 @@ class Quantized:
     @property
     def activations(self) -> bool:
         """Whether more than weights is quantized, so that there is nothing left for static quantization."""
-        return any(form not in {"weights", "weight-only"} for form in self.nodes.values())
+        return any(form not in _WEIGHT_FORMS for form in self.nodes.values())
 
     @override
     def __str__(self) -> str:
@@ -99,9 +104,18 @@ def form_of(node: ir.Node) -> str:
         return ""
     if is_op(node, "DequantizeLinear") and constant(node.inputs[0]) is not None:
         return "weights"
+    if is_op(node, *_UNPACKING) and _is_stored(node):
+        return "stored"
     if node.op_type.startswith(_PREFIXES):
         return "QOperator"
     return _FORMS.get(node.op_type, "")
+
+
+def _is_stored(node: ir.Node) -> bool:
+    tensor = constant(node.inputs[0])
+    if tensor is None or tensor.size < _STORED_FROM:
+        return False
+    return tensor.dtype.is_integer() and tensor.dtype.bitwidth <= 8
 
 
 def _tool(model: Model) -> str:

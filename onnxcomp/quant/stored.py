@@ -36,7 +36,12 @@ def dequantized(
     wide = numbers.astype(np.float32) if numbers.dtype.itemsize < 4 else numbers.astype(np.float64)
     if zero_point is not None:
         wide = wide - _spread(zero_point, numbers.shape, axis, block).astype(wide.dtype)
-    result: NDArray[Any] = (wide * spread).astype(scale.dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        real = wide * spread
+    if not np.isfinite(spread).all():
+        # Scales of tensors with -3.4e38 (masks) overflow in some tools; a zero is a zero all the same.
+        real = np.where(wide == 0, np.float32(0.0), real)
+    result: NDArray[Any] = real.astype(scale.dtype)
     return result
 
 

@@ -424,3 +424,31 @@ def test_quantizing_and_back_only_rounds_the_weights() -> None:
 def test_rolling_back_restores_every_byte() -> None:
     for proto in (*CASES.values(), lstm()):
         assert_rolls_back(Dequantize(), proto)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "palettize-weights{bits=3}",
+        'binarize-weights{only=["*"] bases=2}',
+        "quantize-weights{bits=4}",
+        "quantize-weights{bits=4 format=matmulnbits}",
+    ],
+)
+def test_stored_weights_are_expanded(recipe: str) -> None:
+    text = """
+        g (float[N, 256] x) => (float[N, 128] y) <float[256, 256] w, float[256, 128] v> {
+          a = MatMul (x, w)
+          b = Relu (a)
+          y = MatMul (b, v)
+        }"""
+    small = Pipeline.parse(recipe).run(model(text)).model
+    found = is_quantized(small)
+    assert found
+    assert not found.activations
+    got = back(small.to_proto())
+    assert operators(got) == ["MatMul", "Relu", "MatMul"]
+    feeds = [{"x": RNG.normal(size=(4, 256)).astype(np.float32)} for _ in range(2)]
+    # MatMulNBits computes with activations in 8 bits.
+    least = 38 if "matmulnbits" in recipe else 90
+    assert fidelity(small.to_proto(), got, feeds, "disable") > least

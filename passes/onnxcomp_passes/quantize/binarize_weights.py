@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -14,8 +14,8 @@ from onnxcomp.quant.binary import MOST_BASES, Binary, binarize, signs
 from onnxcomp_passes.quantize.coded_weights import (
     SHIFT_OPSET,
     Expander,
+    Grams,
     find_weights,
-    second_moments,
 )
 from onnxcomp_passes.quantize.held_out import HeldOut
 
@@ -72,7 +72,7 @@ class BinarizeWeights(Pass):
             ctx.skip("BIN104", None, "no weight to do")
             return
         judge = HeldOut.of(ctx, _JUDGED)
-        moments = {} if judge is None else second_moments(ctx, weights, judge.seen)
+        moments = {} if judge is None else Grams(ctx, weights, judge.seen).moments()
         expander = Expander(ctx.edit, ctx.model.opset)
         for weight in weights:
             self._do(ctx, expander, weight, moments.get(weight))
@@ -109,7 +109,7 @@ def _moved(weight: CodedWeight) -> list[int]:
     return [*kept, *(axis for axis in range(len(weight.shape)) if axis not in kept)]
 
 
-def _by_channel(array: NDArray[np.float32], weight: CodedWeight) -> NDArray[np.float32]:
+def _by_channel(array: NDArray[Any], weight: CodedWeight) -> NDArray[Any]:
     """Returns numbers as `(channels, rest)`."""
     channels = int(np.prod([weight.shape[axis] for axis in weight.kept]))
     return np.ascontiguousarray(array.transpose(_moved(weight))).reshape(channels, -1)

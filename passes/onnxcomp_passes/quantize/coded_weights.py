@@ -15,7 +15,7 @@ from onnxcomp.quant.packing import pack
 from onnxcomp.quant.readers import layer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 # Shifts of bytes came with this opset.
 SHIFT_OPSET = 11
 _SPLIT_BY_INPUT = 13
-# Samples that are looked at for importance.
-LOOKED_AT = 32
+# Samples, and rows of each, that are looked at for importance.
+_LOOKED_AT, _ROWS = 32, 512
+_KEPT_BYTES = 1 << 29
 # Below this a weight costs more nodes than it saves bytes.
 LEAST_ELEMENTS = 2048
 _KERNELS = ("Conv", "ConvTranspose", "Gemm", "GRU", "LSTM", "MatMul", "RNN")
@@ -133,14 +134,40 @@ def _channels(node: ir.Node, index: int, shape: tuple[int, ...]) -> tuple[int, .
     return (0,)
 
 
-def second_moments(
-    ctx: Context, weights: Sequence[CodedWeight], samples: Samples
-) -> dict[CodedWeight, NDArray[np.float64]]:
-    """Returns the second moment of what each number of a weight is multiplied by, in its shape."""
-    owners = {layer: weight for weight in weights for layer in weight.layers[:1]}
-    some = samples.take(min(LOOKED_AT, len(samples)))
-    grams = collect_grams(ctx.model, list(owners), some, threads=ctx.threads)
-    return {owners[layer]: _moments(layer, gram) for layer, gram in grams}
+@dataclass(eq=False)
+class Grams:
+    """Gram matrices of what weights multiply; kept for the next time where they are small enough."""
+
+    ctx: Context
+    weights: Sequence[CodedWeight]
+    samples: Samples
+    _kept: list[tuple[CodedWeight, Layer, Gram]] = field(default_factory=list)
+    _is_complete: bool = False
+
+    def __iter__(self) -> Iterator[tuple[CodedWeight, Layer, Gram]]:
+        if self._is_complete:
+            yield from self._kept
+            return
+        owners = {layer: weight for weight in self.weights for layer in weight.layers[:1]}
+        some = self.samples.take(min(_LOOKED_AT, len(self.samples)))
+        room, self._kept = _KEPT_BYTES, []
+        for layer, gram in collect_grams(
+            self.ctx.model,
+            list(owners),
+            some,
+            threads=self.ctx.threads,
+            progress=self.ctx.progress,
+            rows_per_sample=_ROWS,
+        ):
+            room -= gram.matrix.nbytes
+            if room >= 0:
+                self._kept.append((owners[layer], layer, gram))
+            yield owners[layer], layer, gram
+        self._is_complete = room >= 0
+
+    def moments(self) -> dict[CodedWeight, NDArray[np.float64]]:
+        """Returns the second moment of what each number of a weight is multiplied by, in its shape."""
+        return {weight: _moments(layer, gram) for weight, layer, gram in self}
 
 
 def _moments(layer: Layer, gram: Gram) -> NDArray[np.float64]:

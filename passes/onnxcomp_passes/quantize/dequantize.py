@@ -16,12 +16,14 @@ from onnxcomp_passes.quantize.float_twins import Twins, grid_limits, grid_of
 from onnxcomp_passes.quantize.integer_products import Product
 from onnxcomp_passes.quantize.lowering import RULES, Lowering
 from onnxcomp_passes.simplify.eliminate_dead import EliminateDead
+from onnxcomp_passes.simplify.fold_constants import FoldConstants
 
 if TYPE_CHECKING:
     from onnxcomp.ir import ir
 
 _OBSERVED = 32
 _SEEN_FROM = 0.005
+_NO_LIMIT = 1 << 40
 
 
 class Dequantize(Pass):
@@ -29,7 +31,7 @@ class Dequantize(Pass):
 
     Reads QDQ models, operators on integers (QLinearConv, QLinearMatMul, QGemm, those of com.microsoft),
     dynamic quantization (DynamicQuantizeLinear with MatMulInteger or ConvInteger, DynamicQuantizeLSTM)
-    and stored weights (MatMulNBits, GatherBlockQuantized, blocks), and writes plain operators with float
+    and stored weights (MatMulNBits, GatherBlockQuantized, blocks, palettes, signs), and writes plain operators with float
     weights. Weights keep their rounded values; activations are no longer rounded.
 
     Rounding to integers also cuts off. Where the smallest integer stands for zero, a Relu may have been
@@ -64,6 +66,8 @@ class Dequantize(Pass):
             if node.op_type == "DequantizeLinear" and node.graph is not None:
                 _replace(ctx, twins, node)
         reasons |= _lower(ctx, twins)  # where Q/DQ stood between a product and its scales
+        if "stored" in found.forms:
+            _expand(ctx)
         if ctx.edit.changed:
             EliminateDead().run(ctx)
         for node in ctx.model.nodes():
@@ -120,6 +124,12 @@ def _lower(ctx: Context, twins: Twins) -> dict[ir.Node, str]:
         if reason:
             reasons[node] = reason
     return reasons
+
+
+def _expand(ctx: Context) -> None:
+    """Computes weights that plain operators make of stored integers."""
+    FoldConstants(node_bytes=_NO_LIMIT, growth=_NO_LIMIT, flops=float(_NO_LIMIT)).run(ctx)
+    ctx.facts.keep(())
 
 
 def _replace(ctx: Context, twins: Twins, node: ir.Node) -> None:

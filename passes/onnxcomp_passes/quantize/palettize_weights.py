@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -14,15 +14,8 @@ from typing_extensions import override
 from onnxcomp.ir.ops import constant
 from onnxcomp.passbase import Context, Pass
 from onnxcomp.quant.gptq import gptq
-from onnxcomp.quant.grams import collect_grams
 from onnxcomp.quant.palette import Palette, nearest, palette_bytes, palettize
-from onnxcomp_passes.quantize.coded_weights import (
-    LOOKED_AT,
-    SHIFT_OPSET,
-    Expander,
-    find_weights,
-    second_moments,
-)
+from onnxcomp_passes.quantize.coded_weights import SHIFT_OPSET, Expander, Grams, find_weights
 from onnxcomp_passes.quantize.held_out import HeldOut
 
 if TYPE_CHECKING:
@@ -110,6 +103,7 @@ class _Work:
     options: PalettizeWeights
     weights: list[CodedWeight]
     importance: dict[CodedWeight, NDArray[np.float64]] = field(default_factory=dict)
+    grams: Grams | None = None
 
     def run(self) -> None:
         judge = HeldOut.of(self.ctx, _JUDGED)
@@ -145,9 +139,9 @@ class _Work:
 
     def _look(self, judge: HeldOut | None) -> None:
         """Second moments of what each number of a weight is multiplied by."""
-        if judge is None:
-            return
-        self.importance = second_moments(self.ctx, self.weights, judge.seen)
+        if judge is not None:
+            self.grams = Grams(self.ctx, self.weights, judge.seen)
+            self.importance = self.grams.moments()
 
     def _palette(self, weight: CodedWeight, bits: int) -> Palette:
         kept = weight.kept if self.options.scales else ()
@@ -224,7 +218,7 @@ class _Work:
         if not self.options.compensate or (hopeless and self.options.budget is None):
             return without
         self.ctx.edit.rollback(mark)
-        self._write({**plain, **self._compensated(plain, judge)})
+        self._write({**plain, **self._compensated(plain)})
         with_it = judge.decibels(self.ctx.model)
         if with_it >= without:
             return with_it
@@ -232,22 +226,12 @@ class _Work:
         self._write(plain)
         return without
 
-    def _compensated(
-        self, plain: Mapping[CodedWeight, Palette], judge: HeldOut
-    ) -> dict[CodedWeight, Palette]:
-        owners = {
-            weight.layers[0]: weight
-            for weight in plain
-            if weight.layers and not weight.layers[0].is_shared and weight.layers[0].groups == 1
+    def _compensated(self, plain: Mapping[CodedWeight, Palette]) -> dict[CodedWeight, Palette]:
+        return {
+            weight: _with_feedback(layer, gram, weight.read(), plain[weight])
+            for weight, layer, gram in self.grams or ()
+            if not layer.is_shared and layer.groups == 1
         }
-        samples = judge.seen.take(min(LOOKED_AT, len(judge.seen)))
-        found = {}
-        for layer, gram in collect_grams(
-            self.ctx.model, list(owners), samples, threads=self.ctx.threads
-        ):
-            weight = owners[layer]
-            found[weight] = _with_feedback(layer, gram, weight.read(), plain[weight])
-        return found
 
     def _write(self, palettes: Mapping[CodedWeight, Palette]) -> None:
         expander = Expander(self.ctx.edit, self.ctx.model.opset)
@@ -273,8 +257,9 @@ def _with_feedback(
     if tensor is None or scale.ndim != 2:
         return palette
 
-    def settle(values: NDArray[np.float64], row: int) -> NDArray[np.float64]:
-        return colours[nearest(values / scale[row], palette.colours)] * scale[row]
+    def settle(values: NDArray[np.float64], row: int) -> NDArray[Any]:
+        rounded: NDArray[Any] = colours[nearest(values / scale[row], palette.colours)] * scale[row]
+        return rounded
 
     settled = gptq(layer.to_matrix(weight), gram.matrix, settle)
     codes = nearest(layer.from_matrix(settled / scale), palette.colours)
