@@ -238,7 +238,8 @@ class Recovery:
         return current, decibels
 
     def _noise(self, site: Site, grade: int) -> float:
-        return 10.0 ** (-self.bench.decibels({site: grade}, self.reference) / 10.0)
+        decibels = self.bench.decibels({site: grade}, self.reference)
+        return math.pow(10.0, -decibels / 10.0)
 
     def _worst(self, current: Grades, noise: Mapping[Site, float]) -> list[Site]:
         """The fewest sites without which the noise of the others is below the floor; one at least."""

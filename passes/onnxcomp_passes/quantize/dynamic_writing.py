@@ -228,12 +228,13 @@ class DynamicWriter:
             before=site.node,
             outputs=[f"{base}_quantized", f"{base}_scale", f"{base}_zero_point"],
         )
-        kinds = (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8)
-        for output, dtype, shape in zip(made.outputs, kinds, (value.shape, [], []), strict=True):
-            self.edit.set_type(output, dtype, shape)
-        self._made.shared[made.outputs[0].name or ""] = site.source
+        numbers, scale, zero_point = made.outputs
+        self.edit.set_type(numbers, ir.DataType.UINT8, value.shape)
+        self.edit.set_type(scale, ir.DataType.FLOAT, [])
+        self.edit.set_type(zero_point, ir.DataType.UINT8, [])
+        self._made.shared[numbers.name or ""] = site.source
         self.edit.count("activations rounded")
-        return Rounded(*made.outputs)
+        return Rounded(numbers, scale, zero_point)
 
     # -- weights -------------------------------------------------------------------------------------
 
