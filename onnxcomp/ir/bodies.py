@@ -151,6 +151,32 @@ def hand_over_results(edit: Edit, source: ir.Node, target: ir.Node) -> None:
     edit.record(undo)
 
 
+def replace_body(edit: Edit, node: ir.Node, name: str, body: ir.Graph) -> None:
+    """Gives a node another body in the place of one that it has.
+
+    Names inside the new one must be those of the old one, or fresh.
+    """
+    old = node.attributes[name].as_graph()
+    edit.set_attribute(node, name, ir.Attr(name, ir.AttributeType.GRAPH, body))
+    edit.release(old)
+    edit.record(partial(_let_go, body), "bodies replaced")
+
+
+def _let_go(graph: ir.Graph) -> None:
+    """Makes the nodes of a body stop reading values of outer scopes, without a record."""
+    inside = {graph}
+    pending = [graph]
+    while pending:
+        scope = pending.pop()
+        for node in scope:
+            inner = list(subgraphs(node))
+            inside.update(inner)
+            pending += inner
+            for index, value in enumerate(node.inputs):
+                if value is not None and value.graph not in inside:
+                    node.replace_input_with(index, None)
+
+
 def add_result(edit: Edit, node: ir.Node, like: ir.Value) -> ir.Value:
     """Makes a node give one more output, of the type of another value; its body has to give it too."""
     before = list(node.outputs)

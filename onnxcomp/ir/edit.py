@@ -441,7 +441,7 @@ class Edit:
         if any(_is_used(value) for value in node.outputs):
             raise ValueError(f"still in use: {node.op_type} {node.name}")
         for graph in subgraphs(node):
-            self._release(graph)
+            self.release(graph)
         scope = _scope(node)
         for index, value in enumerate(node.inputs):
             if value is not None:
@@ -460,13 +460,13 @@ class Edit:
         if maker is not None:
             self.touched.append(maker)
 
-    def _release(self, graph: ir.Graph) -> None:
+    def release(self, graph: ir.Graph) -> None:
         """Makes the nodes of a body that goes away stop reading values of outer scopes."""
         graph.meta[RELEASED] = True
         self._journal.append(lambda: graph.meta.pop(RELEASED, None))
         for node in graph:
             for inner in subgraphs(node):
-                self._release(inner)
+                self.release(inner)
             for index, value in enumerate(node.inputs):
                 if value is not None and value.graph is not graph:
                     self._detach(node, index, value)

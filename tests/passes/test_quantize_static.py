@@ -248,7 +248,7 @@ def test_a_value_that_a_body_reads() -> None:
     ]
     result = run(text, feeds)
     assert kinds(result)["QLinearConv"] == 2
-    assert codes(result)["QNT108"] == 1
+    assert codes(result)["QNT108"] == 0  # nothing in the branches is worth it
     assert sqnr(text, result, feeds) > 20
 
 

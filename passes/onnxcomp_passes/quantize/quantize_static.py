@@ -12,7 +12,6 @@ from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.errors import RecipeError, SamplesError, quoted
-from onnxcomp.ir.ops import subgraphs
 from onnxcomp.passbase import Context, NeedsSamples, Pass
 from onnxcomp.quant.calibrate import Looker
 from onnxcomp.quant.candidates import Filter, find_candidates
@@ -33,6 +32,7 @@ from onnxcomp_passes.quantize.elsewhere import (
 )
 from onnxcomp_passes.quantize.equalize import Equalize
 from onnxcomp_passes.quantize.fuse_pointwise import FusePointwise
+from onnxcomp_passes.quantize.inner import bodies_with_samples, quantize_bodies
 from onnxcomp_passes.quantize.insertion import Weights
 from onnxcomp_passes.quantize.means import channel_means, read_channels
 from onnxcomp_passes.quantize.observing import ObserverSearch
@@ -43,6 +43,7 @@ from onnxcomp_passes.quantize.trial import Bench
 
 if TYPE_CHECKING:
     from onnxcomp.ir import ir
+    from onnxcomp.quant.bodies import Body
     from onnxcomp.quant.candidates import Candidate
     from onnxcomp.quant.observers import Histogram, Method
     from onnxcomp.samples import Samples
@@ -97,7 +98,8 @@ class QuantizeStatic(Pass):
         "taken out again.",
         "QNT107": "No placement was faster than float, so nothing was quantized. placement=all does it "
         "all the same, for size.",
-        "QNT108": "Nodes in the bodies of If, Loop and Scan stay float.",
+        "QNT108": "The bodies of If and Loop are quantized like models of their own, with what comes into them on "
+        "the samples. Nothing came into this one. The bodies of Scan stay float.",
         "QNT109": "This processor adds products of int8 numbers in 16 bits, which can overflow, so weights "
         "have 7 bits. On one with VNNI give reduce-range=false.",
         "QNT110": "For each activation the observer was taken that its readers suffer least from, or for all of "
@@ -150,9 +152,19 @@ class QuantizeStatic(Pass):
         if reason := obstacle(ctx.model, ctx.edit, ranks, version):
             ctx.skip("QNT102", None, reason, hint=f"export the model with opset {version} or later")
             return
-        self._note_bodies(ctx)
         mark = ctx.edit.mark()
         raise_to(ctx.model, ctx.edit, ranks, version)
+        bodies = bodies_with_samples(ctx)
+        start = ctx.edit.mark()
+        if self._quantize_main(ctx, start) + self._quantize_bodies(ctx, bodies) == 0:
+            ctx.edit.rollback(mark)
+
+    def _quantize_bodies(self, ctx: Context, bodies: list[Body]) -> int:
+        options = {"batch": 1, "prepare": True}
+        return quantize_bodies(ctx, self.model_copy(update=options), bodies, "QNT108")
+
+    def _quantize_main(self, ctx: Context, mark: int) -> int:
+        """Quantizes the main graph; returns how many nodes."""
         if self.prepare:
             PoolMeans().run(ctx)
             FusePointwise().run(ctx)
@@ -168,9 +180,10 @@ class QuantizeStatic(Pass):
                 ctx.skip("QNT111", None, "nothing can be computed in int8")
             ctx.edit.rollback(mark)
             ctx.diagnostics[:] = [d for d in ctx.diagnostics if d.code not in Equalize.codes]
-            return
+            return 0
         bench.apply(bench.plan(keys), methods)
         ctx.edit.count("nodes in int8", len(keys))
+        return len(keys)
 
     def _opset(self) -> int:
         """The opset that the formats need."""
@@ -184,12 +197,6 @@ class QuantizeStatic(Pass):
                 ctx.skip("QNT101", node, "the model is quantized already and was left as it is")
                 return True
         return False
-
-    @staticmethod
-    def _note_bodies(ctx: Context) -> None:
-        inner = sum(1 for node in ctx.model.graph for body in subgraphs(node) for _ in body)
-        if inner:
-            ctx.skip("QNT108", None, f"{inner} nodes in bodies of If, Loop or Scan stay float")
 
     def _bench(self, ctx: Context) -> Bench:
         model, target = ctx.model, testable(ctx.target)
