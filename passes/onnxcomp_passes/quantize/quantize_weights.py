@@ -25,6 +25,7 @@ from onnxcomp_passes.quantize.weight_plans import (
     is_miscomputed,
 )
 from onnxcomp_passes.quantize.weight_rows import rows_of
+from onnxcomp_passes.quantize.weight_scaling import scale_plans
 from onnxcomp_passes.quantize.weight_sites import Site, chosen, find_sites
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ _CHECKED_BYTES = 1 << 30
 _GRAM_BYTES = 1 << 30
 # A weight in its new form has to be smaller than this share of what it was.
 _WORTH, _WORTH_COPIES = 0.85, 0.5
+_WITH_GPTQ, _WITH_SCALES = ("auto", "gptq", "awq-gptq"), ("awq", "awq-gptq")
 _IR_OF_OPSET = {21: 10, 25: 13}
 
 
@@ -61,7 +63,8 @@ class QuantizeWeights(Pass):
 
     Numbers come from rounding to nearest, from scales with the smallest squared error, from half-quadratic
     splitting (HQQ), or, with samples, from GPTQ (Frantar et al. 2022), which is kept for a layer only where
-    it is nearer to float than rounding on samples that it has not seen.
+    it is nearer to float than rounding on samples that it has not seen. AWQ (Lin et al. 2023) moves range
+    from activations into weights first, where a norm or a layer in front can take it.
 
     The kernel computes with activations in 8 bits; the session option
     `session.qdq_matmulnbits_accuracy_level=1` makes it compute in float, more slowly. 3 bits, for which
@@ -84,6 +87,9 @@ class QuantizeWeights(Pass):
         "rows and slower than float for many. Give samples, or choose a format.",
         "WQT107": "What the provider makes of the model was not looked at.",
         "WQT108": "What was stored, and how.",
+        "WQT110": "AWQ: activations whose channels were divided, and their weights multiplied, because that "
+        "made rounding cost less on held-out samples.",
+        "WQT111": "The method needs samples, and there are none, so that scales of least squares were used.",
         "WQT109": "Weights in local functions stay float; the pass inline-functions brings them out.",
     }
 
@@ -97,7 +103,7 @@ class QuantizeWeights(Pass):
     """Rows that share a scale: 16, 32, 64, 128 or 256, 0 for all; by default 32, for 8 bits 128."""
     symmetric: bool = False
     """No zero points: 0.004 of the bytes less, and less precise. 8 bits never have them."""
-    method: Literal["auto", "rtn", "mse", "hqq", "gptq"] = "auto"
+    method: Literal["auto", "rtn", "mse", "hqq", "gptq", "awq", "awq-gptq"] = "auto"
     """How numbers are found; `auto` is gptq with samples and mse without."""
     format: Format = "auto"
     """How matrices are written: qdq (packed, standard ONNX), unpacked (when the model is loaded),
@@ -146,6 +152,10 @@ class QuantizeWeights(Pass):
         if not plans:
             return
         plans = _in_reach(ctx, plans)
+        if ctx.samples is None and self.method in ("gptq", "awq", "awq-gptq"):
+            ctx.warn("WQT111", None, f"{self.method} needs samples: give --data (samples=)")
+        if self.method in _WITH_SCALES and ctx.samples is not None:
+            plans = scale_plans(ctx, plans, _GRAM_BYTES)
         checks = self._checks(ctx, plans)
         kept = _Kept(ctx, Writer(ctx.edit, self.accuracy_level), memory=checks)
         for plan, stored, table in self._numbers(ctx, plans):
@@ -223,7 +233,7 @@ class QuantizeWeights(Pass):
     ) -> Iterator[tuple[Plan, Stored, Stored | None]]:
         """Yields numbers of weights, one weight after the other."""
         fitted = {}
-        if ctx.samples is not None and self.method in ("auto", "gptq"):
+        if ctx.samples is not None and self.method in _WITH_GPTQ:
             fitted = {p.site: p for p in plans if self._is_fitted(p) and not p.site.is_table}
         # What is collected is that of the float model, while this one is changed.
         model = ctx.model.copy() if fitted else ctx.model
@@ -250,7 +260,7 @@ class QuantizeWeights(Pass):
                 return "mse"
 
     def _is_fitted(self, plan: Plan) -> bool:
-        return self.method == "gptq" or plan.scheme.bits < 8
+        return self.method in ("gptq", "awq-gptq") or plan.scheme.bits < 8
 
     def _checks(self, ctx: Context, plans: list[Plan]) -> bool:
         """Whether to look at what the provider makes of the model."""
