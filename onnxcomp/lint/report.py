@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
+from onnxcomp.cpuinfo import cpu
 from onnxcomp.diagnostics import Severity
 from onnxcomp.ir import Model
 from onnxcomp.lint.rule import as_diagnostic
@@ -108,7 +109,8 @@ def view_of(model: Model, target: Target, *, provider_graph: bool = True) -> Vie
     """Returns what rules look at; the provider is asked only where it is installed."""
     from onnxcomp.runtime import available_providers
 
-    asks = provider_graph and target.provider in available_providers()
+    here = target.machine is None or target.machine.arch == cpu().arch
+    asks = provider_graph and here and target.provider in available_providers()
     return View(model, target, provider_graph=asks)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxcomp.diagnostics import Severity
-from onnxcomp.lint import activations, blocks, kernels, neighbours, weights
+from onnxcomp.lint import activations, blocks, demands, kernels, neighbours, weights
 from onnxcomp.lint.rule import Rule
 
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -185,6 +185,36 @@ RULES: tuple[Rule, ...] = (
         "DQ, which changes no value.",
         weights.int32_bias,
         "same",
+    ),
+    Rule(
+        "LNT211",
+        _WARNING,
+        "a target without int8",
+        "The target's provider has no integer kernels: Q and DQ run as nodes of their own around float ones, which "
+        "is slower and less exact than the float model. The hint says what does pay there.",
+        demands.no_int8,
+    ),
+    Rule(
+        "LNT212",
+        _ERROR,
+        "integer operators that the target does not take",
+        "QLinearConv, MatMulInteger and the like are operators of onnxruntime's CPU provider. Most others read "
+        "QuantizeLinear and DequantizeLinear around float operators instead; quantize in that form.",
+        demands.integer_operators,
+    ),
+    Rule(
+        "LNT213",
+        _ERROR,
+        "weight scales by channel where one is wanted",
+        "The target takes one scale for the weight of this operator.",
+        demands.by_channel,
+    ),
+    Rule(
+        "LNT214",
+        _WARNING,
+        "open dimensions",
+        "The target compiles a model for fixed sizes. `onnxcomp convert pin-shapes` fixes them.",
+        demands.open_shapes,
     ),
     Rule(
         "LNT301",

@@ -61,6 +61,7 @@ def why_float(node: onnx.NodeProto, graph: ProviderGraph, target: Target) -> Why
         return Why(Reason.FLOAT_OPERATOR, f"{kind} runs in float: {_table_reason(kind, target)}")
     checks = (
         _fused(node, kind, graph),
+        *_table(node, kind, graph),
         *_inputs(node, kind, family, graph),
         *_outputs(node, kind, graph, must=not (family is not None and family.float_output)),
         *_types(node, kind, family, graph),
@@ -91,6 +92,19 @@ def _fused(node: onnx.NodeProto, kind: str, graph: ProviderGraph) -> Why | None:
         return None
     text = f"{kind} was fused with the {activation} behind it, which runs in float"
     return Why(Reason.FUSED_FLOAT, text)
+
+
+def _table(node: onnx.NodeProto, kind: str, graph: ProviderGraph) -> Iterator[Why | None]:
+    """A stored tensor that an operator would hand on as bytes if it had one scale."""
+    maker = graph.float_maker(node.input[0]) if kind in MOVING and node.input else None
+    if (
+        maker is None
+        or maker.op_type != "DequantizeLinear"
+        or not graph.is_constant(maker.input[0])
+    ):
+        return
+    if _dims(maker.input[1], graph) not in {(), (1,), None}:
+        yield Why(Reason.PARAMETERS, f"{kind} hands on bytes of a tensor with one scale only")
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from onnxcomp.diagnostics import Severity
 from onnxcomp.lint import codes, lint
 from onnxcomp.pipeline import Pipeline
-from onnxcomp.runtime import Session
+from onnxcomp.runtime import Session, optimized_model
 from onnxcomp_passes.quantize.fix_quantization import FixQuantization
 from tests.helpers.text import model
 
@@ -207,6 +207,24 @@ CASES = (
         ),
         gemm("float[8] b", ""),
         target="tensorrt",
+    ),
+    Case("LNT211", conv(W), image("float[8, 8, 3, 3] w", f"y = {CONV} (x, w)"), target="cuda"),
+    Case(
+        "LNT212",
+        rows(
+            "int8[32, 8] w, float s = {0.02}, int8 z = {0}",
+            "xq = QuantizeLinear (x, s, z) q = QLinearMatMul (xq, s, z, w, s, z, s, z) "
+            "y = DequantizeLinear (q, s, z)",
+        ),
+        conv(W, act="float s = {0.02}, int8 z = {0}"),
+        target="tensorrt",
+    ),
+    Case("LNT213", matmul(1, 8), matmul(1, 1), target="qnn"),
+    Case(
+        "LNT214",
+        "g (float[N, 8, 6, 6] x) => (float[N, 8, 6, 6] y) { y = Relu (x) }",
+        "g (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y) { y = Relu (x) }",
+        target="qnn",
     ),
     Case(
         "LNT301",
@@ -422,3 +440,24 @@ def test_findings_are_ordered_by_how_much_they_matter() -> None:
     found = [item.diagnostic.severity for item in report.findings]
     assert found[0] is Severity.ERROR
     assert found == sorted(found, key=[Severity.ERROR, Severity.WARNING, Severity.NOTE].index)
+
+
+def test_blocks_that_are_turned_are_computed_with() -> None:
+    source = model(next(case for case in CASES if case.code == "LNT109").bad)
+    fixed = Pipeline((FixQuantization(measure=False),)).run(source).model
+    before = [node.op_type for node in optimized_model(source).graph.node]
+    after = [node.op_type for node in optimized_model(fixed).graph.node]
+    assert "DequantizeLinear" in before
+    assert "MatMulNBits" in after
+    assert "DequantizeLinear" not in after
+
+
+def test_a_target_that_is_not_here_is_linted_by_its_table() -> None:
+    text = gemm(
+        "int32[8] bi, float bs = {0.0002}, int32 bz = {0}", "b = DequantizeLinear (bi, bs, bz)"
+    )
+    report = lint(model(text), target="tensorrt")
+    assert report.conversions is None
+    result = Pipeline((FixQuantization(),), target="tensorrt").run(model(text))
+    assert "LNT210" not in lint(result.model, target="tensorrt").counts
+    assert "LNT209" in lint(result.model, target="tensorrt").counts
