@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from typing_extensions import override
 
+from onnxcomp.allowance import MEMORY
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -78,6 +80,8 @@ class Settings:
             raised = {name.removeprefix("max_"): int(value)}
             ACTIVE_LIMITS.set(replace(ACTIVE_LIMITS.get(), **raised))
             return
+        if name == "memory_limit":
+            MEMORY.set(int(value))
         if self.publisher is None:
             return
         if name == "time_limit":

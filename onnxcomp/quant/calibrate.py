@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from onnxcomp.allowance import MEMORY
 from onnxcomp.errors import SamplesError
 from onnxcomp.passbase import QUIET
 from onnxcomp.quant.channels import Channels
@@ -25,8 +26,12 @@ if TYPE_CHECKING:
 
 MEMORY_LIMIT = 1 << 30
 _FLOAT_BYTES = 4
-# Interim results are stored after this many seconds of work, and not at all for less.
+# What is given out is there twice, in the runtime and as arrays; weights and the runtime need the rest.
+_SHARE = 8
+# Interim results are stored after this many seconds of work.
 _STORE_AFTER = 5.0
+# Work that is expected to take less is done again rather than looked up: that takes a hash of all weights.
+_WORTH_SECONDS = 10.0
 # Vectors that are kept of an activation, and what those of all of them may take.
 _VECTORS, _VECTOR_BYTES = 256, 64 << 20
 _FEWEST_VECTORS = 16
@@ -35,11 +40,11 @@ _FEWEST_VECTORS = 16
 class Store(Protocol):
     """Where interim results are kept from one run to the next."""
 
-    def load(self, group: int) -> tuple[int, Observed] | None:
-        """Returns what is known of a group of values, and how many samples that took."""
+    def load(self, group: Sequence[str], empty: Observed) -> tuple[int, Observed] | None:
+        """Returns after how many samples work on a group of values stopped, and what is known."""
         ...
 
-    def save(self, group: int, samples: int, found: Observed) -> None:
+    def save(self, group: Sequence[str], samples: int, found: Observed) -> None:
         """Keeps what is known of a group of values after some samples."""
         ...
 
@@ -63,7 +68,7 @@ def calibrate(
     samples: Iterable[Feeds],
     *,
     sizes: Mapping[str, int] | None = None,
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: int | None = None,
     threads: int = 0,
     progress: Progress = QUIET,
 ) -> dict[str, Histogram]:
@@ -91,19 +96,21 @@ class Looker:
     Attributes:
         model: The float model.
         sizes: Elements of each value, as far as known.
-        memory_limit: Bytes of activations that one run may give out; the samples are run once for each
-            group of values that fits.
+        memory_limit: Bytes of activations that one run may give out, by default 1 GiB, or an eighth of
+            what the process may use; the samples are run once for each group of values that fits.
         threads: Threads of the session, 0 for the runtime's choice.
         progress: Progress bars.
-        store: Where interim results are kept.
+        store: Where interim results of long calibrations are kept.
+        worth: Seconds that a calibration must be expected to take for that.
     """
 
     model: Model
     sizes: Mapping[str, int] = field(default_factory=dict)
-    memory_limit: int = MEMORY_LIMIT
+    memory_limit: int | None = None
     threads: int = 0
     progress: Progress = QUIET
     store: Store | None = None
+    worth: float = _WORTH_SECONDS
 
     def observe(
         self,
@@ -123,14 +130,14 @@ class Looker:
         """
         wanted = channels or {}
         seen = Observed()
-        groups = list(_groups(points, self.sizes, self.memory_limit))
+        groups = list(_groups(points, self.sizes, self.memory_limit or _allowed()))
         feeds = samples if len(groups) < 2 else _reiterable(samples)
         count = len(feeds) if isinstance(feeds, Sized) else 1
         vectors = _affordable(wanted)
         with self.progress(len(groups) * count, "calibrating") as task:
-            for number, group in enumerate(groups):
-                made = {name: Channels(*wanted[name], vectors) for name in group if name in wanted}
-                found = self._group(number, group, feeds, Observed({}, made), task)
+            for group in groups:
+                made = {name: (*wanted[name], vectors) for name in group if name in wanted}
+                found = self._group(group, feeds, made, _Job(task, len(groups) * count, count))
                 seen.histograms.update(found.histograms)
                 seen.channels.update(found.channels)
         if points and not any(found.count for found in seen.histograms.values()):
@@ -138,30 +145,56 @@ class Looker:
         return seen
 
     def _group(
-        self, number: int, group: list[str], feeds: Iterable[Feeds], found: Observed, task: Task
+        self,
+        group: list[str],
+        feeds: Iterable[Feeds],
+        channels: Mapping[str, tuple[int, int, int]],
+        job: _Job,
     ) -> Observed:
-        done = 0
-        stored = None if self.store is None else self.store.load(number)
-        if stored is not None:
-            done, found = stored
-            task.advance(done)
+        """Looks at the values of a group; goes on where an earlier run stopped."""
+
+        def empty() -> Observed:
+            return Observed({}, {name: Channels(*what) for name, what in channels.items()})
+
+        found, done, saved = empty(), 0, time.monotonic()
         inputs = {spec.name for spec in self.model.signature().inputs}
         taps = [name for name in group if name not in inputs]
+        store = None
         start = time.monotonic()
-        index = 0
         with Session.open(self.model, threads=self.threads, outputs=taps) as session:
             for index, feed in enumerate(feeds, 1):
-                if index <= done:
-                    continue
-                arrays = {**feed, **(session.run(feed, taps) if taps else {})}
-                _look(found, group, arrays)
-                task.advance()
-                if self.store is not None and time.monotonic() - start > _STORE_AFTER:
-                    self.store.save(number, index, found)
-                    start = time.monotonic()
-        if self.store is not None and index > done:
-            self.store.save(number, index, found)
+                if index > done:
+                    arrays = {**feed, **(session.run(feed, taps) if taps else {})}
+                    _look(found, group, arrays)
+                    done = index
+                    job.task.advance()
+                if index == 1 and (time.monotonic() - start) * job.runs > self.worth:
+                    store = self.store
+                    stored = None if store is None else store.load(group, empty())
+                    if stored is not None and done < stored[0] <= job.samples:
+                        job.task.advance(stored[0] - done)
+                        done, found = stored
+                elif store is not None and time.monotonic() - saved > _STORE_AFTER:
+                    store.save(group, done, found)
+                    saved = time.monotonic()
+        if store is not None:
+            store.save(group, done, found)
         return found
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What there is to do.
+
+    Attributes:
+        task: Who wants to know how it goes.
+        runs: Runs of the model, over all groups.
+        samples: Samples.
+    """
+
+    task: Task
+    runs: int
+    samples: int
 
 
 def _look(found: Observed, group: Sequence[str], arrays: dict[str, np.ndarray]) -> None:
@@ -172,6 +205,12 @@ def _look(found: Observed, group: Sequence[str], arrays: dict[str, np.ndarray]) 
             found.histograms.setdefault(name, Histogram()).add(array, name)
             if name in found.channels:
                 found.channels[name].add(array, name)
+
+
+def _allowed() -> int:
+    """Bytes of activations that one run may give out when nobody said how many."""
+    limit = MEMORY.get()
+    return MEMORY_LIMIT if limit is None else min(MEMORY_LIMIT, max(limit // _SHARE, 1))
 
 
 def _affordable(wanted: Mapping[str, tuple[int, int]]) -> int:

@@ -116,11 +116,11 @@ class Channels:
         head = np.array([self.axis, self.size, self.wanted, self.count, self.items], np.int64)
         return {"head": head, "total": self._total, "vectors": self.vectors}
 
-    def restore(self, state: dict[str, NDArray[Any]]) -> None:
-        """Takes over what `state` gave for the same axis, size and number of vectors.
+    def check(self, state: dict[str, NDArray[Any]]) -> None:
+        """Refuses what `state` cannot have given for the same axis, size and number of vectors.
 
         Raises:
-            ValueError: If it cannot have come from there.
+            ValueError: If it does not fit.
         """
         head, total, vectors = (state[name] for name in ("head", "total", "vectors"))
         fits = bool(head.shape == (5,) and head.dtype == np.int64)
@@ -131,6 +131,10 @@ class Channels:
         fits = fits and len(vectors) <= self.wanted
         if not (fits and np.isfinite(total).all() and np.isfinite(vectors).all()):
             raise ValueError("not the state of channels")
+
+    def restore(self, state: dict[str, NDArray[Any]]) -> None:
+        """Takes over what `state` gave, which must have been checked."""
+        head, total, vectors = (state[name] for name in ("head", "total", "vectors"))
         self.count, self.items = int(head[3]), int(head[4])
         self._total, self._kept = total, [vectors]
         self._missing = self.wanted - len(vectors)

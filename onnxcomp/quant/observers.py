@@ -22,6 +22,7 @@ ENOUGH = 1 << 13
 # The weight of an item in the moving average, once there are more than a hundred of them.
 _MOMENTUM = 0.01
 _SMALLEST_EXPONENT, _LARGEST_EXPONENT = -120, 128
+_MOST_WIDTHS = 1 << 24
 _STATE = 9
 # Masks add -10,000 or the smallest number there is; few steps of the grid are then in use.
 _HUGE, _FEW_STEPS = 1e3, 8
@@ -166,6 +167,8 @@ class Histogram:
             return False
         bounded = -math.inf < self.low <= self.high < math.inf
         if not (bounded and _SMALLEST_EXPONENT <= self._exponent <= _LARGEST_EXPONENT):
+            return False
+        if max(-self.low, self.high) * 2.0**-self._exponent > _MOST_WIDTHS:
             return False
         if _span(self.low, self.high, self._exponent) != (self._first, self._bins.size):
             return False

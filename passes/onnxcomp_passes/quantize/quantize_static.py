@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.errors import RecipeError, SamplesError, quoted
 from onnxcomp.passbase import Context, NeedsSamples, Pass
 from onnxcomp.quant.calibrate import Looker
+from onnxcomp.quant.calibration_cache import CalibrationCache, cache_folder
 from onnxcomp.quant.candidates import Filter, find_candidates
 from onnxcomp.quant.fusion import check_fusion
 from onnxcomp.quant.plan import Formats
@@ -141,6 +143,13 @@ class QuantizeStatic(Pass):
     """Operators to quantize, all others stay float."""
     batch: PositiveInt = 1
     """How many samples make one run when placements are measured."""
+    memory_limit: PositiveInt | None = None
+    """Bytes of activations that one run of the calibration may give out; by default 1 GiB or an eighth of
+    what the process may use."""
+    cache: bool = True
+    """Keep what a long calibration finds, to go on from there when it is stopped or done again."""
+    cache_folder: str = ""
+    """Where; by default `$ONNXCOMP_CACHE` or the user's folder for caches."""
 
     @override
     def run(self, ctx: Context) -> None:
@@ -212,7 +221,14 @@ class QuantizeStatic(Pass):
                 ctx.skip("QNT104", node, f"it is part of a fused {regions.sealed[key]}")
         points = [v.name or "" for c in candidates for v in (*c.inputs, *c.points)]
         sizes = {name: shapes.size(v) or 0 for name, v in _values(model.graph).items()}
-        looker = Looker(model, sizes, threads=ctx.threads, progress=ctx.progress)
+        looker = Looker(
+            model,
+            sizes,
+            self.memory_limit,
+            ctx.threads,
+            ctx.progress,
+            self._store(ctx),
+        )
         read = read_channels(candidates)
         found = looker.observe(list(dict.fromkeys(points)), ctx.samples or (), read)
         seen = found.histograms
@@ -240,6 +256,13 @@ class QuantizeStatic(Pass):
             self._formats(target),
             found.channels,
         )
+
+    def _store(self, ctx: Context) -> CalibrationCache | None:
+        """Where interim results of a long calibration are kept."""
+        folder = Path(self.cache_folder) if self.cache_folder else cache_folder()
+        if not self.cache or folder is None or ctx.samples is None:
+            return None
+        return CalibrationCache(folder, ctx.model, ctx.samples)
 
     def _formats(self, target: Target) -> Formats:
         usual = target.activation
