@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from onnxcomp.quant.candidates import key_of
+from onnxcomp.quant.fusion_report import report_on
 from onnxcomp.quant.measure import labelled, node_of
 from onnxcomp.runtime import optimized_model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import onnx
 
     from onnxcomp.ir import Model
     from onnxcomp.quant.candidates import Candidate, Candidates
+    from onnxcomp.quant.fusion_report import Leftover
     from onnxcomp.quant.plan import Plan
-
-_CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
-
+    from onnxcomp.targets import Target
 
 @dataclass(frozen=True)
 class Check:
@@ -27,18 +27,19 @@ class Check:
 
     Attributes:
         strays: Nodes that were planned in int8 and run in float, with the reason, by key.
-        conversions: Q and DQ nodes that run on their own.
+        leftovers: Q and DQ nodes that run on their own, with the reason.
     """
 
     strays: Mapping[str, str]
-    conversions: int
+    leftovers: Sequence[Leftover]
 
 
-def check_fusion(model: Model, plan: Plan, candidates: Candidates, provider: str) -> Check:
+def check_fusion(model: Model, plan: Plan, candidates: Candidates, target: Target) -> Check:
     """Reads the provider's graph of a quantized model and compares it with the plan."""
     copy, keys = labelled(model)
     values = {value.name or "" for node in copy.graph for value in node.outputs}
-    graph = optimized_model(copy, provider=provider, weights=False).graph
+    optimized = optimized_model(copy, provider=target.provider, weights=False)
+    graph = optimized.graph
     makers = {name: node for node in graph.node for name in node.output}
     # In float the provider names a fused Conv after the Relu behind it.
     fused = {key_of(c.absorbed): c.key for c in candidates if c.absorbed is not None}
@@ -48,8 +49,8 @@ def check_fusion(model: Model, plan: Plan, candidates: Candidates, provider: str
         key = fused.get(key, key)
         if key in plan.nodes and (reason := _runs_in_float(node, candidates.found[key], makers)):
             strays[key] = reason
-    conversions = sum(node.op_type in _CONVERSIONS for node in graph.node)
-    return Check(strays, conversions)
+    report = report_on(optimized, target, provider=target.provider)
+    return Check(strays, report.leftovers)
 
 
 def _runs_in_float(

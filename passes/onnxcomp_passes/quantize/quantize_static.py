@@ -19,6 +19,7 @@ from onnxcomp.quant.calibration_cache import CalibrationCache, cache_folder
 from onnxcomp.quant.candidates import Filter, find_candidates
 from onnxcomp.quant.fusion import check_fusion
 from onnxcomp.quant.plan import Formats
+from onnxcomp.quant.recognize import is_quantized
 from onnxcomp.quant.regions import Regions, find_regions
 from onnxcomp.quant.scheme import DType, QScheme
 from onnxcomp_passes.quantize.batchnorm import batchnorm_to_conv
@@ -56,20 +57,6 @@ _EQUALIZED = 8
 # Samples on which placements and observers are compared.
 _JUDGED = 16
 _CHECKS = 6
-_QUANTIZED = frozenset(
-    {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "ConvInteger",
-        "MatMulInteger",
-        "QLinearConv",
-        "QLinearMatMul",
-        "DynamicQuantizeLSTM",
-        "DynamicQuantizeMatMul",
-        "MatMulNBits",
-    }
-)
 
 
 class QuantizeStatic(Pass):
@@ -108,6 +95,8 @@ class QuantizeStatic(Pass):
         "them one, where that came nearer to float.",
         **Equalize.codes,
         "QNT111": "Nothing in the model can be computed in int8.",
+        "QNT112": "The provider runs this QuantizeLinear or DequantizeLinear as a node of its own, for the "
+        "reason given.",
         **CODES,
     }
 
@@ -201,11 +190,10 @@ class QuantizeStatic(Pass):
 
     @staticmethod
     def _is_quantized(ctx: Context) -> bool:
-        for node in ctx.model.nodes():
-            if node.op_type in _QUANTIZED or node.op_type.startswith("QLinear"):
-                ctx.skip("QNT101", node, "the model is quantized already and was left as it is")
-                return True
-        return False
+        found = is_quantized(ctx.model)
+        if found:
+            ctx.skip("QNT101", next(iter(found.nodes)), f"it is quantized already ({found}) and was left as it was")
+        return bool(found)
 
     def _bench(self, ctx: Context) -> Bench:
         model, target = ctx.model, testable(ctx.target)
@@ -345,8 +333,10 @@ def _checked(
             break
         plan = bench.plan(keys)
         with bench.applied(plan, methods) as model:
-            check = check_fusion(model, plan, bench.candidates, bench.target.provider)
+            check = check_fusion(model, plan, bench.candidates, bench.target)
         if not check.strays:
+            for found in check.leftovers:
+                ctx.note("QNT112", found.value, f"{found.operator}: {found.why}")
             break
         for key, reason in sorted(check.strays.items()):
             ctx.skip("QNT106", bench.candidates.found[key].node, reason)
