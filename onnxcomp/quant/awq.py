@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxcomp.quant.grams import Gram
+from onnxcomp.quant.gram import Gram
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
