@@ -266,7 +266,7 @@ def test_every_observer_stays_near_float(graph: str, shape: tuple[int, ...], obs
 def test_auto_is_at_least_as_near_as_each_observer_alone() -> None:
     feeds = samples(2, 3, 16, 16)
     alone = [sqnr(RESIDUAL, run(RESIDUAL, feeds, observer=o), feeds) for o in ("min-max", "mse")]
-    assert sqnr(RESIDUAL, run(RESIDUAL, feeds, observer="auto"), feeds) >= max(alone) - 0.2
+    assert sqnr(RESIDUAL, run(RESIDUAL, feeds, observer="auto"), feeds) >= min(max(alone), 40)
 
 
 def test_scales_for_each_channel_and_corrected_biases_are_nearer() -> None:

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 # The averages of a few samples cut off what others need, so they are taken only when asked for.
 CHOICES: tuple[Method, ...] = ("mse", "min-max", "percentile")
 # A choice must be this much nearer to float than another one, and surely so, to be preferred.
-_NOTABLE_DB, _SURELY = 0.1, 1.0
-_BEST_DB = 120.0
+_NOTABLE_DB, _SURELY = 0.1, 1.5
+# A sample that is nearer than this is near enough, and one that is farther off is lost anyway.
+_ENOUGH_DB, _LOST_DB = 40.0, -20.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Found:
 
     Attributes:
         methods: The observer of each point that has numbers of its own.
-        decibels: Ratio of signal to noise of the outputs, the mean over samples.
+        decibels: Ratio of signal to noise of the outputs, the mean over samples, 40 dB at most of each.
         single: The one observer that was taken for all points, empty when each has its own.
     """
 
@@ -179,7 +180,7 @@ def _worst(expected: Mapping[str, object], actual: Mapping[str, object]) -> floa
         if not isinstance(wanted, np.ndarray) or not np.issubdtype(wanted.dtype, np.floating):
             continue
         if not isinstance(got, np.ndarray) or got.shape != wanted.shape:
-            return -_BEST_DB
+            return _LOST_DB
         signal = float(np.square(wanted, dtype=np.float64).sum())
         noise = float(np.square(np.subtract(got, wanted, dtype=np.float64)).sum())
         ratios.append(_ratio(signal, noise))
@@ -188,7 +189,7 @@ def _worst(expected: Mapping[str, object], actual: Mapping[str, object]) -> floa
 
 def _ratio(signal: float, noise: float) -> float:
     if not math.isfinite(noise) or not math.isfinite(signal):
-        return -_BEST_DB
-    if noise <= signal * 10 ** (-_BEST_DB / 10):
-        return _BEST_DB
-    return max(10.0 * math.log10(signal / noise), -_BEST_DB) if signal > 0.0 else -_BEST_DB
+        return _LOST_DB
+    if noise <= signal * 10 ** (-_ENOUGH_DB / 10):
+        return _ENOUGH_DB
+    return max(10.0 * math.log10(signal / noise), _LOST_DB) if signal > 0.0 else _LOST_DB
