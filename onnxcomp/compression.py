@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from onnxcomp.errors import RuntimeUnavailableError
 from onnxcomp.ir import Model
 from onnxcomp.metrics import Fidelity, UserMetric, find_metric
 from onnxcomp.passbase import QUIET
@@ -94,7 +95,7 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
     """
     options = SearchOptions(
         target,
-        "cpu",
+        _provider(target),
         max_drop,
         threads,
         trials,
@@ -118,6 +119,25 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
     taken = time.perf_counter() - start
     report = compress_report(search.trials, chosen, options, data, remarks, taken)
     return CompressResult(chosen.model, chosen, tuple(search.trials), met, report)
+
+
+def _provider(target: str) -> str:
+    """Returns the provider to measure with.
+
+    Raises:
+        RuntimeUnavailableError: If models cannot be timed here as they will run on the target.
+    """
+    from onnxcomp.runtime import available_providers
+    from onnxcomp.targets import load_target
+    from onnxcomp.targets.features import runs_here
+
+    table = load_target(target)
+    if table.provider in available_providers() and runs_here(table):
+        return table.provider
+    raise RuntimeUnavailableError(
+        f"target {target} is not on this machine, so that candidates cannot be measured",
+        hint=f"`quantize static --target {target}` and `convert float16` plan without measuring",
+    )
 
 
 def _metric(metric: str | Callable[..., Any] | Metric | None) -> Metric:

@@ -21,6 +21,7 @@ from onnxcomp.pipeline import Pipeline
 from onnxcomp.recipe import make
 from onnxcomp.runtime import Session
 from onnxcomp.stages import stage
+from onnxcomp.targets import load_target
 from onnxcomp.variants import REPAIRS, REST, TABLES, has_tables, variants
 
 if TYPE_CHECKING:
@@ -167,7 +168,12 @@ class Search:
         options = self.options
         built: dict[str, Variant] = {}
         trials: list[Trial] = []
-        found = variants(batch=options.batch, prefer=options.prefer, contrib=options.contrib)
+        found = variants(
+            load_target(options.target),
+            batch=options.batch,
+            prefer=options.prefer,
+            contrib=options.contrib,
+        )
         rejected: set[str] = set()
         for variant in (v for v in found if v.suits(prepared.model)):
             if variant.after and variant.after not in rejected:
@@ -290,7 +296,9 @@ class Search:
     def _judge(self, label: str, pipeline: str, model: Model, outcomes: Sequence[Outcome]) -> Trial:
         with (
             stage(f"judging {label}"),
-            Session.open(model, threads=self.options.threads) as session,
+            Session.open(
+                model, threads=self.options.threads, provider=self.options.provider
+            ) as session,
         ):
             score = self._score(session)
         drop = self.metric.drop(self.trials[0].score, score)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from onnxcomp.ir import Model, ir
+    from onnxcomp.targets import Target
 
 Prefer = Literal["speed", "size"]
 Step = tuple[str, Mapping[str, Any]]
@@ -54,27 +55,46 @@ class Variant:
         return Variant(self.label, ((name, options), *others), self.operators, self.is_static)
 
 
-def variants(*, batch: int, prefer: Prefer, contrib: bool) -> Iterator[Variant]:
+def variants(target: Target, *, batch: int, prefer: Prefer, contrib: bool) -> Iterator[Variant]:
     """Yields what to try, the most promising first.
 
     Args:
+        target: Where the model will run.
         batch: Samples that one run takes.
         prefer: What the user wants most.
         contrib: Whether operators that only onnxruntime knows are allowed.
     """
-    static = {"prepare": False, "batch": batch}
-    bias: Step = ("correct-bias", {})
-    yield Variant("int8", (("quantize-static", static), bias), is_static=True)
-    everywhere = ("quantize-static", {**static, "placement": "all"})
-    yield Variant("int8 everywhere", (everywhere, bias), is_static=True)
-    dynamic = {"batch": batch, "allow_contrib": contrib}
-    coarse: Step = ("quantize-dynamic", {**dynamic, "floor_db": 0.0})
-    products = MATRICES | RECURRENT
-    yield Variant(DYNAMIC, (coarse,), products)
-    yield Variant(f"{DYNAMIC}, finer", (("quantize-dynamic", dynamic),), products, after=DYNAMIC)
-    yield Variant("weights in 4 bits", (("quantize-weights", {"bits": 4}),), MATRICES)
+    if _does(target, "float16", "compute"):
+        yield Variant("float16", (("convert-float16", {}),))
+    if target.int8:
+        yield from _static(batch)
+    if target.provider == "cpu":
+        yield from _dynamic(batch, contrib=contrib)
+    if _does(target, "int4", "weights"):
+        yield Variant("weights in 4 bits", (("quantize-weights", {"bits": 4}),), MATRICES)
     if prefer == "size":
         yield Variant("weights in 8 bits", (("quantize-weights", {"bits": 8}),))
+
+
+def _static(batch: int) -> Iterator[Variant]:
+    options = {"prepare": False, "batch": batch}
+    bias: Step = ("correct-bias", {})
+    yield Variant("int8", (("quantize-static", options), bias), is_static=True)
+    everywhere = ("quantize-static", {**options, "placement": "all"})
+    yield Variant("int8 everywhere", (everywhere, bias), is_static=True)
+
+
+def _dynamic(batch: int, *, contrib: bool) -> Iterator[Variant]:
+    options = {"batch": batch, "allow_contrib": contrib}
+    coarse: Step = ("quantize-dynamic", {**options, "floor_db": 0.0})
+    products = MATRICES | RECURRENT
+    yield Variant(DYNAMIC, (coarse,), products)
+    yield Variant(f"{DYNAMIC}, finer", (("quantize-dynamic", options),), products, after=DYNAMIC)
+
+
+def _does(target: Target, name: str, use: str) -> bool:
+    found = target.format_of(name)
+    return found is not None and found.use == use
 
 
 # What repairs rounding, in turn, where the limit was missed.

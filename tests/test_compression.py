@@ -13,7 +13,7 @@ import onnxcomp
 from onnxcomp import demo, search
 from onnxcomp.analysis.sensitivity import NodeDamage, most_harmful, node_damage, quantized_nodes
 from onnxcomp.bench import Spread, Timing
-from onnxcomp.errors import SamplesError
+from onnxcomp.errors import RuntimeUnavailableError, SamplesError
 from onnxcomp.ir import Model
 from onnxcomp.metrics import Score
 from onnxcomp.search import Search, SearchOptions, Trial
@@ -71,6 +71,11 @@ def test_unreachable_quality_ends_in_the_float_model_and_a_plain_word() -> None:
 def test_too_few_samples_are_refused_before_any_work() -> None:
     with pytest.raises(SamplesError, match="cannot be divided"):
         onnxcomp.compress(demo.MODEL, samples=images(1))
+
+
+def test_targets_that_are_not_here_are_refused_before_any_work() -> None:
+    with pytest.raises(RuntimeUnavailableError, match="quantize static --target qnn"):
+        onnxcomp.compress(demo.MODEL, samples=images(8), target="qnn")
 
 
 def trial(label: str, ratio: float, *, rejected: str = "", text: str = "") -> Trial:

@@ -7,7 +7,8 @@ import pytest
 
 from onnxcomp.ir import Model
 from onnxcomp.recipe import make
-from onnxcomp.variants import REPAIRS, REST, TABLES, has_tables, variants
+from onnxcomp.targets import load_target
+from onnxcomp.variants import REPAIRS, REST, TABLES, Prefer, has_tables, variants
 from tests.helpers.text import model
 
 CONV = "g (float[1, 4, 8, 8] x) => (float y) <float[4, 4, 3, 3] w> { y = Conv (x, w) }"
@@ -16,9 +17,12 @@ CELL = """g (float[1, 1, 4] x) => (float y)
     <float[1, 8, 4] w, float[1, 8, 2] r> { y, h = LSTM <hidden_size = 2> (x, w, r) }"""
 
 
-def labels(text: str, **options: object) -> list[str]:
+CPU = load_target("cpu")
+
+
+def labels(text: str, prefer: Prefer = "speed", target: str = "cpu") -> list[str]:
     source = Model.load(model(text))
-    found = variants(**{"batch": 1, "prefer": "speed", "contrib": False, **options})  # type: ignore[arg-type]
+    found = variants(load_target(target), batch=1, prefer=prefer, contrib=False)
     return [variant.label for variant in found if variant.suits(source)]
 
 
@@ -31,14 +35,20 @@ def test_what_is_tried_depends_on_the_operators() -> None:
     assert labels(CONV, prefer="size") == [*static, "weights in 8 bits"]
 
 
+def test_what_is_tried_depends_on_what_the_target_computes() -> None:
+    assert labels(PRODUCT, target="cuda") == ["float16", "weights in 4 bits"]
+    assert "int8" in labels(CONV, target="tensorrt")
+    assert not any("dynamic" in label for label in labels(PRODUCT, target="tensorrt"))
+
+
 def test_every_step_can_be_made() -> None:
-    steps = [step for v in variants(batch=2, prefer="size", contrib=True) for step in v.steps]
+    steps = [step for v in variants(CPU, batch=2, prefer="size", contrib=True) for step in v.steps]
     for name, options in [*steps, *REPAIRS, TABLES, REST]:
         assert make(name, dict(options)).name == name
 
 
 def test_nodes_are_given_back_without_measuring_again() -> None:
-    first = next(iter(variants(batch=2, prefer="speed", contrib=False)))
+    first = next(iter(variants(CPU, batch=2, prefer="speed", contrib=False)))
     name, options = first.without(("a", "b")).steps[0]
     assert name == "quantize-static"
     assert options == {"prepare": False, "batch": 2, "placement": "all", "skip": ("a", "b")}
