@@ -23,7 +23,7 @@ def data() -> list[dict[str, np.ndarray]]:
     feeds = []
     for index in range(24):
         x = rng.normal(size=(64, 2)).astype("f4")
-        if index % 3 == 0:
+        if index % 6 == 0:
             x[index, 0] = 30.0
         feeds.append({"x": x})
     return feeds
@@ -31,7 +31,7 @@ def data() -> list[dict[str, np.ndarray]]:
 
 def scale(weights: str) -> float:
     step = QuantizeStatic(
-        placement="all", prepare=False, correct_bias=False, withdraw=False, percentile=99
+        placement="all", prepare=False, correct_bias=False, withdraw=False, percentile=99.8
     )
     source = model(NET.replace("WEIGHTS", weights))
     made = Pipeline((step,)).run(source, samples=data(), threads=1).model.graph
