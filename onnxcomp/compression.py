@@ -11,7 +11,7 @@ from onnxcomp.ir import Model
 from onnxcomp.metrics import Fidelity, UserMetric, find_metric
 from onnxcomp.passbase import QUIET
 from onnxcomp.samples import Samples, load_samples
-from onnxcomp.search import NOISE, Search, SearchOptions, explained
+from onnxcomp.search import NOISE, Search, SearchOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,10 +112,15 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
     with Search(original, *data, _metric(metric), options, progress) as search:
         search.run()
     from onnxcomp.compression_report import compress_report
+    from onnxcomp.verdict import conversions, explained
 
     chosen = search.choose()
     met = not chosen.rejected and chosen.ratio <= 1 + NOISE
-    remarks = [*search.notes, *explained(chosen, search.trials)]
+    remarks = [
+        *search.notes,
+        *explained(chosen, search.trials),
+        *conversions(chosen.model, target),
+    ]
     taken = time.perf_counter() - start
     report = compress_report(search.trials, chosen, options, data, remarks, taken)
     return CompressResult(chosen.model, chosen, tuple(search.trials), met, report)

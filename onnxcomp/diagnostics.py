@@ -92,6 +92,7 @@ CODES: dict[str, str] = {
     "CMP201": "A candidate could not be built or run. The search went on with the others.",
     "CMP202": "No quantized candidate was both inside the limit on quality and faster than float, so the result is the "
     "simplified float model. A larger limit, more or better samples, or a metric of your own may change that.",
+    "CMP203": "Conversions that the provider does not absorb into int8 kernels of the result, and why.",
     "GEN101": "Random samples were used. Ranges and accuracy found on noise say little about real data.",
     "PAS101": "A pass raised an error or broke the model. Its work was taken back and the run went on without it. "
     "The reproducer holds the model before the pass and the remaining steps: please report it.",

@@ -392,25 +392,3 @@ def _others(prepared: Trial, best: Trial, names: Sequence[str]) -> tuple[str, ..
     kept = {node.name for node in quantized_nodes(best.model)} - set(names)
     others = [node.name for node in prepared.model.graph if node.name and node.name not in kept]
     return tuple(glob.escape(name) for name in others)
-
-
-def explained(chosen: Trial, trials: Sequence[Trial]) -> list[Diagnostic]:
-    """Says plainly when the result is not what was hoped for."""
-    found = [d for outcome in chosen.outcomes for d in outcome.diagnostics]
-    quantized = [trial for trial in trials if trial.label not in {"original", "simplified"}]
-    if chosen in quantized:
-        return found
-    if not quantized:
-        why = "nothing in this model could be quantized for the target"
-    elif all(trial.rejected for trial in quantized):
-        best = min(quantized, key=lambda trial: trial.drop)
-        why = f"no quantized candidate stayed inside the limit; the best one: {best.rejected}"
-    else:
-        why = "no quantized candidate inside the limit was faster than float"
-    hint = "allow a larger --max-drop, or give more samples"
-    return [
-        *found,
-        Diagnostic(
-            "CMP202", Severity.WARNING, f"the result is float: {why}", Location("model"), hint
-        ),
-    ]

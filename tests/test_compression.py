@@ -10,13 +10,14 @@ import onnx
 import pytest
 
 import onnxcomp
-from onnxcomp import demo, search
+from onnxcomp import demo
 from onnxcomp.analysis.sensitivity import NodeDamage, most_harmful, node_damage, quantized_nodes
 from onnxcomp.bench import Spread, Timing
 from onnxcomp.errors import RuntimeUnavailableError, SamplesError
 from onnxcomp.ir import Model
 from onnxcomp.metrics import Score
 from onnxcomp.search import Search, SearchOptions, Trial
+from onnxcomp.verdict import conversions, explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -131,15 +132,13 @@ def test_original_stays_when_everything_else_is_slower() -> None:
 
 def test_float_result_is_explained() -> None:
     trials = [trial("original", 1.0), trial("simplified", 0.9)]
-    assert (
-        "nothing in this model could be quantized" in search.explained(trials[1], trials)[0].message
-    )
+    assert "nothing in this model could be quantized" in explained(trials[1], trials)[0].message
     lossy = replace(trial("int8", 0.5, rejected="top1 drops by 9.00%, limit 1.00%"), drop=0.09)
-    message = search.explained(trials[1], [*trials, lossy])[0].message
+    message = explained(trials[1], [*trials, lossy])[0].message
     assert "no quantized candidate stayed inside the limit" in message
     slow = trial("int8", 1.5)
-    assert "was faster than float" in search.explained(trials[1], [*trials, slow])[0].message
-    assert search.explained(slow, [*trials, slow]) == []
+    assert "was faster than float" in explained(trials[1], [*trials, slow])[0].message
+    assert explained(slow, [*trials, slow]) == []
 
 
 QDQ = """
@@ -199,3 +198,11 @@ def test_weights_that_were_scaled_before_rounding_are_not_put_back() -> None:
     )
     assert {damage.name: damage.noise < 1e-3 for damage in same}["product"]
     assert {damage.name: damage.noise > 1e-2 for damage in other}["product"]
+
+
+def test_conversions_that_stay_are_listed_with_the_reason() -> None:
+    text = QDQ.replace("SCALE", "0.02").replace("<float s", "<float ms = {0.3}, float s")
+    found = conversions(Model.load(onnx.parser.parse_model(text)), "cpu")
+    assert {each.code for each in found} == {"CMP203"}
+    assert any("input of the model" in each.message for each in found)
+    assert conversions(Model.load(onnx.parser.parse_model(FLOAT)), "cpu") == []
