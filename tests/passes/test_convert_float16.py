@@ -298,6 +298,27 @@ def test_storage_computes_as_before(to: str) -> None:
     assert_rolls_back(step, proto)
 
 
+def test_a_difference_of_nearly_equal_numbers_is_found_and_taken_back() -> None:
+    text = """
+        g (float[4, 256] x) => (float[4, 64] y) <float[256, 64] w, float fifty = {50}> {
+          a = Add (x, fifty)
+          s = Mul (a, a)
+          m = ReduceMean <keepdims = 1> (a)
+          q = Mul (m, m)
+          v = Sub (s, q)
+          y = MatMul (v, w)
+        }"""
+    some = [{"x": 0.05 * feed["x"]} for feed in feeds(4, 256)]
+    proto = model(text)
+    result = run(proto, some, least_sqnr_db=35.0)
+    found = types(result.model.to_proto())
+    assert found["v"] == found["s"] == onnx.TensorProto.FLOAT
+    (note,) = [d for d in result.diagnostics if d.code == "HLF105"]
+    assert float(str(note).split("model: ")[1].split(" dB")[0]) >= 35.0
+    weights = {t.name: t.data_type for t in result.model.to_proto().graph.initializer}
+    assert weights["w"] == onnx.TensorProto.FLOAT16
+
+
 def drawn() -> Iterator[tuple[int, onnx.ModelProto, dict[str, np.ndarray]]]:
     for seed in range(0, len(OPERATORS), 3):
         try:
@@ -305,6 +326,22 @@ def drawn() -> Iterator[tuple[int, onnx.ModelProto, dict[str, np.ndarray]]]:
         except RefusedError:
             continue
         yield seed, found.proto, found.feeds("ordinary")
+
+
+def test_whatever_is_drawn_is_valid_in_bfloat16() -> None:
+    changed = 0
+    for seed, proto, _ in drawn():
+        result = Pipeline((ConvertFloat16(to="bfloat16"),), target="cuda").run(proto)
+        assert not result.outcomes[0].rolled_back, seed
+        if not result.changed:
+            continue
+        changed += 1
+        try:
+            onnx.checker.check_model(proto, full_check=True)
+        except onnx.shape_inference.InferenceError:  # in float32 already
+            continue
+        onnx.checker.check_model(result.model.to_proto(), full_check=True)
+    assert changed > 8
 
 
 def test_whatever_is_drawn_loads_and_keeps_its_signature() -> None:

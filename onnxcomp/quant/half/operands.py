@@ -91,6 +91,12 @@ def half_operands(
     return Operands(tuple(found_in), tuple(found_out))
 
 
+def knows(name: str, version: int, half: ir.DataType) -> bool:
+    """Whether an operator of an opset makes results of a 16-bit type at all."""
+    found = _variables(name, version, HALF_TYPES[half])
+    return found is not None and any(allowed for _, allowed in found[1])
+
+
 def _fixed(node: ir.Node, version: int) -> str:
     name = standard_op(node)
     if name is None:

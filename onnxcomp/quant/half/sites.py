@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcomp.ir.backend import ir
 from onnxcomp.ir.ops import attribute, constant, is_op, subgraphs
-from onnxcomp.quant.half.operands import half_operands
+from onnxcomp.quant.half.operands import half_operands, knows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -218,6 +218,8 @@ class _Builder:
         kinds = {self.dtype(value) for value in (*makes, *site.reads()) if value.name}
         if ir.DataType.FLOAT not in kinds:
             return
+        if not knows(node.op_type, self.version, self.half):
+            site.reason = f"opset {self.version} has no {node.op_type} of such values"
         if kinds != {ir.DataType.FLOAT}:
             site.makes = [value for value in makes if self._is_float(value)]
             site.reason = "the type of what is carried is not known throughout"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -16,19 +17,24 @@ from onnxcomp.ir.ops import constant, is_read
 from onnxcomp.passbase import Context, Pass
 from onnxcomp.quant.half.choosing import choose
 from onnxcomp.quant.half.fallback import Fallback
+from onnxcomp.quant.half.operands import knows
 from onnxcomp.quant.half.ranges import FORMATS, observe, weight_trouble
+from onnxcomp.quant.half.repair import amplifiers
 from onnxcomp.quant.half.sites import find_sites
 from onnxcomp.runtime import Session
-from onnxcomp_passes.convert.half_rewriting import Rewriting, narrowed
+from onnxcomp_passes.convert.half_rewriting import Rewriting, emulate, narrowed
 from onnxcomp_passes.convert.inline_functions import InlineFunctions
 
 if TYPE_CHECKING:
-    from onnxcomp.analysis.shapes import ShapeMap
-    from onnxcomp.ir import Model
-    from onnxcomp.quant.half.ranges import Format, Loss
-    from onnxcomp.quant.half.sites import Sites
+    from collections.abc import Sequence
 
-_OBSERVED, _JUDGED = 32, 8
+    from onnxcomp.analysis.shapes import ShapeMap
+    from onnxcomp.quant.half.ranges import Format, Loss
+    from onnxcomp.quant.half.sites import Site, Sites
+
+_OBSERVED, _JUDGED, _TAPPED = 32, 8, 4
+# Rounds of taking nodes back.
+_REPAIRS = 6
 _STORED_FROM = 256
 # How many nodes are named one by one when they stay.
 _NAMED = 40
@@ -61,6 +67,7 @@ class ConvertFloat16(Pass):
         "HLF105": "How near the result is to float32 on samples.",
         "HLF106": "On samples the result in 16 bits is not what float32 gives, so the model was left as "
         "it is. Use to=bfloat16 for range, or leave operators out with skip-ops.",
+        "HLF107": "The opset of the model does not know the type.",
     }
 
     to: Literal["float16", "bfloat16"] = "float16"
@@ -87,22 +94,40 @@ class ConvertFloat16(Pass):
         if ctx.target_name == "cpu" and self.to == "bfloat16":
             ctx.skip("HLF104", None, "onnxruntime's CPU provider has no kernels for bfloat16")
             return
+        if not knows("Cast", ctx.model.opset, target.dtype):
+            why = f"opset {ctx.model.opset} has no Cast to {self.to}"
+            ctx.skip("HLF107", None, why, "convert-opset first")
+            return
         InlineFunctions().run(ctx)
         shapes = ctx.facts.refresh(Shapes())
         sites = find_sites(ctx.model, target.dtype, shapes.dtype, keep_io=self.keep_io)
         self._leave_out(sites)
         seen = self._observe(ctx, sites, shapes, target)
         Fallback(sites, target, shapes.dtype, seen, self.headroom if seen else 1.0).run()
-        chosen = choose(sites, shapes.size)
-        if not chosen:
+        if self._convert(ctx, sites, shapes, target):
             self._tell(ctx, sites)
-            return
-        before = ctx.model.copy()
-        Rewriting(ctx.model, ctx.edit, sites, chosen, target, shapes.dtype).run()
-        if self._holds(ctx, before):
-            self._tell(ctx, sites)
-            if ctx.target_name == "cpu":
+            if ctx.target_name == "cpu" and ctx.edit.changed:
                 ctx.note("HLF103", None, "the CPU provider runs 16 bits through conversions")
+
+    def _convert(self, ctx: Context, sites: Sites, shapes: ShapeMap, target: Format) -> bool:
+        """Converts what may be; on samples, takes nodes back until the outputs are near enough."""
+        trial, chosen = _Trial(ctx, sites, shapes, target), set["Site"]()
+        for attempt in range(_REPAIRS + 1):
+            chosen = choose(sites, shapes.size)
+            trouble = trial.trouble(chosen, self.least_sqnr_db) if chosen else ""
+            if not trouble:
+                break
+            if attempt == _REPAIRS or not trial.guilty:
+                ctx.edit.rollback()
+                ctx.skip("HLF106", None, trouble)
+                return False
+            for site in trial.guilty:
+                site.reason = "it makes the rounding of what it reads large"
+        if chosen:
+            Rewriting(ctx.model, ctx.edit, sites, chosen, target, shapes.dtype).run()
+        if trial.near:
+            ctx.note("HLF105", None, trial.near)
+        return True
 
     def _leave_out(self, sites: Sites) -> None:
         for site in sites.found:
@@ -132,26 +157,6 @@ class ConvertFloat16(Pass):
             threads=ctx.threads,
             progress=ctx.progress,
         )
-
-    def _holds(self, ctx: Context, before: Model) -> bool:
-        """Compares on samples, and takes everything back where the result is not the same."""
-        if ctx.samples is None or self.to == "bfloat16" or not self.keep_io:
-            return True
-        some = ctx.samples.take(min(_JUDGED, len(ctx.samples)))
-        with (
-            Session.open(before, threads=ctx.threads) as one,
-            Session.open(ctx.model, threads=ctx.threads) as two,
-        ):
-            found = compare(one, two, some)
-        decibels = found.worst("sqnr_db")
-        if found.reason or (decibels is not None and not decibels >= self.least_sqnr_db):
-            why = found.reason or f"signal to noise is {decibels:.1f} dB"
-            ctx.edit.rollback()
-            ctx.skip("HLF106", None, why)
-            return False
-        if decibels is not None:
-            ctx.note("HLF105", None, f"{decibels:.1f} dB against float32 on {len(some)} samples")
-        return True
 
     @staticmethod
     def _tell(ctx: Context, sites: Sites) -> None:
@@ -193,3 +198,46 @@ class ConvertFloat16(Pass):
             ctx.edit.replace(value, cast.outputs[0])
             ctx.edit.drop_initializer(value)
             ctx.edit.count("weights in 16 bits")
+
+
+@dataclass
+class _Trial:
+    """Rounds on samples as 16 bits would, without leaving a trace in the model.
+
+    Attributes:
+        near: How near the last try came to float32.
+        guilty: What made rounding large in it.
+    """
+
+    ctx: Context
+    sites: Sites
+    shapes: ShapeMap
+    target: Format
+    near: str = ""
+    guilty: Sequence[Site] = ()
+
+    def trouble(self, chosen: set[Site], least: float) -> str:
+        """Returns what speaks against a choice, empty when nothing does or there are no samples."""
+        ctx = self.ctx
+        if ctx.samples is None:
+            return ""
+        before, mark = ctx.model.copy(), ctx.edit.mark()
+        emulate(Rewriting(ctx.model, ctx.edit, self.sites, chosen, self.target, self.shapes.dtype))
+        some = ctx.samples.take(min(_JUDGED, len(ctx.samples)))
+        after = ctx.model.copy()
+        ctx.edit.rollback(mark)
+        with (
+            Session.open(before, threads=ctx.threads) as one,
+            Session.open(after, threads=ctx.threads) as two,
+        ):
+            found = compare(one, two, some)
+        decibels = found.worst("sqnr_db")
+        why = found.reason
+        if not why and decibels is not None and not decibels >= least:
+            why = f"signal to noise is {decibels:.1f} dB"
+        if why:
+            few = some.take(min(_TAPPED, len(some)))
+            self.guilty = amplifiers(before, after, self.sites, few, threads=ctx.threads)
+        elif decibels is not None:
+            self.near = f"{decibels:.1f} dB against float32 on {len(some)} samples"
+        return why

@@ -48,7 +48,7 @@ class Rewriting:
         narrowing = [node for node in self.model.nodes() if self._narrows(node)]
         for value in list(self.sites.maker):
             self._settle(value)
-        for value in self._constants():
+        for value in self.constants():
             self._settle_constant(value)
         for site in self.chosen:
             self._retype(site)
@@ -64,7 +64,8 @@ class Rewriting:
         made = node.outputs[0] if node.outputs else None
         return is_op(node, "Cast") and made is not None and self.dtype(made) == self.target.dtype
 
-    def _is_half(self, slot: tuple[Owner, int]) -> bool:
+    def is_half(self, slot: tuple[Owner, int]) -> bool:
+        """Whether a place wants 16 bits."""
         return self.sites.reader.get(slot) in self.chosen
 
     def _settle(self, value: ir.Value) -> None:
@@ -73,9 +74,9 @@ class Rewriting:
         source = self._half_source(value)
         slots = [slot for slot in slots_of(value) if slot not in self.sites.indifferent]
         if source is not None:
-            others = [slot for slot in slots if self._is_half(slot)]
+            others = [slot for slot in slots if self.is_half(slot)]
         else:
-            others = [slot for slot in slots if self._is_half(slot) != is_half]
+            others = [slot for slot in slots if self.is_half(slot) != is_half]
         if others:
             other = self._other(value, source, is_half=is_half)
             self._redirect(value, other, others)
@@ -101,10 +102,11 @@ class Rewriting:
         if maker is not None and is_op(maker, "Cast"):
             given = maker.inputs[0]
             if given is not None and self.dtype(given) != _FLOAT:
-                return self._cast(given, dtype, value)
-        return self._cast(value, dtype, value)
+                return self.cast(given, dtype, value)
+        return self.cast(value, dtype, value)
 
-    def _cast(self, value: ir.Value, dtype: ir.DataType, like: ir.Value) -> ir.Value:
+    def cast(self, value: ir.Value, dtype: ir.DataType, like: ir.Value) -> ir.Value:
+        """Converts a value, right behind what makes `like`."""
         maker, graph = like.producer(), like.graph
         first = None if graph is None else next(iter(graph), None)
         node = self.edit.insert(
@@ -134,7 +136,8 @@ class Rewriting:
             if dtype is not None:
                 self.edit.set_type(other, dtype)
 
-    def _constants(self) -> list[ir.Value]:
+    def constants(self) -> list[ir.Value]:
+        """Returns the constants that chosen sites read."""
         found: dict[ir.Value, None] = {}
         for site in self.chosen:
             for value in site.reads():
@@ -148,9 +151,9 @@ class Rewriting:
         if tensor is None or graph is None:
             return
         slots = slots_of(value)
-        wanted = [slot for slot in slots if self._is_half(slot)]
+        wanted = [slot for slot in slots if self.is_half(slot)]
         half = narrowed(tensor, self.target)
-        everyone = all(s in self.sites.indifferent or self._is_half(s) for s in slots)
+        everyone = all(s in self.sites.indifferent or self.is_half(s) for s in slots)
         if value.is_initializer() and everyone and not value.is_graph_output():
             self.edit.set_tensor(value, half)
             return
@@ -188,6 +191,49 @@ class Rewriting:
             return
         self.edit.replace(node.outputs[0], source)
         self.edit.remove(node)
+
+
+def emulate(rewriting: Rewriting) -> None:
+    """Rounds where `Rewriting.run` would change types, but computes in float32.
+
+    onnxruntime's CPU provider removes the conversions that it puts around nodes without a 16-bit kernel, so
+    that values between them are never rounded: what it computes says little about other providers.
+    """
+    edit, sites, target = rewriting.edit, rewriting.sites, rewriting.target
+    for value, maker in list(sites.maker.items()):
+        slots = [slot for slot in slots_of(value) if slot not in sites.indifferent]
+        if maker not in rewriting.chosen:
+            slots = [slot for slot in slots if rewriting.is_half(slot)]
+        readers = [(owner, index) for owner, index in slots if isinstance(owner, ir.Node)]
+        if readers:
+            rounded = rewriting.cast(value, target.dtype, value)
+            back = edit.insert(
+                "Cast",
+                [rounded],
+                after=rounded.producer(),
+                attributes={"to": ir.AttrInt64("to", int(_FLOAT))},
+                like=value,
+            )
+            for node, index in readers:
+                edit.set_input(node, index, back.outputs[0])
+    for value in rewriting.constants():
+        tensor, graph = constant(value), value.graph
+        if tensor is None or graph is None:
+            continue
+        rounded = edit.initializer(
+            _rounded(tensor, target), name=f"{value.name}_rounded", graph=graph
+        )
+        for owner, index in slots_of(value):
+            if isinstance(owner, ir.Node) and rewriting.is_half((owner, index)):
+                edit.set_input(owner, index, rounded)
+
+
+def _rounded(tensor: ir.TensorProtocol, target: Format) -> ir.TensorProtocol:
+    def convert() -> ir.TensorProtocol:
+        with np.errstate(all="ignore"):
+            return ir.Tensor(tensor.numpy().astype(target.array).astype(np.float32))
+
+    return ir.LazyTensor(convert, dtype=_FLOAT, shape=ir.Shape(tensor.shape.numpy()))
 
 
 def narrowed(tensor: ir.TensorProtocol, target: Format) -> ir.TensorProtocol:
