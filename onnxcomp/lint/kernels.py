@@ -14,7 +14,7 @@ from onnxcomp.lint.bypass import bypass, in_float, quantizer_of
 from onnxcomp.lint.grid import SIGNED
 from onnxcomp.lint.placement import Edge
 from onnxcomp.lint.rule import Finding, finding
-from onnxcomp.lint.weights import fold_dq
+from onnxcomp.lint.weights import fold_dq, rounded_by_runtime
 from onnxcomp.quant.fusion_report import Reason
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ def unpacked(view: View) -> Iterator[Finding]:
         tensor = constant(input_at(node, 0))
         if tensor is None:
             continue
-        complete = len(edges) == use_count(node.outputs[0])
+        # The runtime would round such a weight again, with one scale for all channels.
+        rounded = any(e.index == 1 and rounded_by_runtime(view, e.reader) for e, _ in edges)
+        complete = len(edges) == use_count(node.outputs[0]) and not rounded
         size = tensor.size * 4 - tensor.nbytes
         cost = f", for {size} bytes more" if tensor.size >= _LARGE else ""
         yield finding(

@@ -56,6 +56,8 @@ STAGES = (
     Stage("conversions for nothing", ("LNT402", "LNT301", "LNT403", "LNT302"), rounds=_ROUNDS),
     # Where the islands had to stay, what is stored can still be unpacked once and for all.
     Stage("stored tensors", ("LNT302",), exact=True),
+    # Last, because until here a Q may still go and the weight stay in float.
+    Stage("float weights that would be rounded", ("LNT110",), demanded=True),
 )
 
 

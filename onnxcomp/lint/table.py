@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxcomp.diagnostics import Severity
-from onnxcomp.lint import activations, blocks, demands, kernels, neighbours, weights
+from onnxcomp.lint import activations, biases, blocks, demands, kernels, neighbours, weights
 from onnxcomp.lint.rule import Rule
 
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -60,7 +60,7 @@ RULES: tuple[Rule, ...] = (
         "The bias of an int8 kernel is added to sums of products, so its scale has to be the product of the scales "
         "of activation and weight, and its zero point 0. onnxruntime takes that for granted and does not look. The "
         "fix stores the same bias with the right scale.",
-        weights.bias_scale,
+        biases.bias_scale,
         "same",
     ),
     Rule(
@@ -86,7 +86,7 @@ RULES: tuple[Rule, ...] = (
         "float bias keeps a Gemm in float",
         "A Gemm without a Q behind it becomes an int8 kernel that writes float only when its bias is int32. The fix "
         "stores the bias so.",
-        weights.float_bias,
+        biases.float_bias,
         "same",
     ),
     Rule(
@@ -98,6 +98,17 @@ RULES: tuple[Rule, ...] = (
         "was 35 times slower. The fix stores the same numbers the other way round where that is all it takes.",
         blocks.unpacked_blocks,
         "same",
+    ),
+    Rule(
+        "LNT110",
+        _WARNING,
+        "float weight that the provider rounds by itself",
+        "onnxruntime rounds the float weight of a Conv, ConvTranspose or Gemm between a DQ and a Q to int8 without "
+        "being asked, with one scale for all channels: what was left in float for its accuracy is the least accurate "
+        "of all. The fix stores int8 with a scale for each channel; to keep a node in float, leave no Q behind it or "
+        "no DQ in front of it.",
+        weights.rounded_in_silence,
+        "other",
     ),
     Rule(
         "LNT201",
@@ -183,7 +194,7 @@ RULES: tuple[Rule, ...] = (
         "quantized bias that the target refuses",
         "The target wants biases in float, and adds them itself. The fix puts the float values in the place of the "
         "DQ, which changes no value.",
-        weights.int32_bias,
+        biases.int32_bias,
         "same",
     ),
     Rule(

@@ -9,8 +9,8 @@ import numpy as np
 
 from onnxcomp.diagnostics import Severity
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import array, attribute, constant, input_at
-from onnxcomp.lint.grid import Grid, dequantize
+from onnxcomp.ir.ops import attribute, constant, input_at, standard_op
+from onnxcomp.lint.grid import Grid, dequantize, grid_of
 from onnxcomp.lint.rule import Finding, finding
 from onnxcomp.lint.view import is_quantizer
 from onnxcomp.quant.weights import weight_params
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from onnxcomp.ir import Edit
     from onnxcomp.lint.view import View
+    from onnxcomp.quant.scheme import Params
 
-# A bias may be off by this share of its scale before anybody can see it.
-_BIAS_TOLERANCE = 1e-3
-_INT32 = np.iinfo(np.int32)
+# Relu and Clip behind each other that are looked past.
+_CHAIN = 4
 # Weights above this many elements are not looked through for single values.
 _LOOKED_THROUGH = 1 << 22
 
@@ -52,9 +52,7 @@ def wrong_axis(view: View) -> Iterator[Finding]:
         axis = grid.axis % rank if rank else 0
         if node.op_type == "MatMul" or axis == output_axis(node, rank):
             continue
-        if view.target.refuses("per-channel-axis", node.op_type) is None or not _is_unit(
-            view, node
-        ):
+        if view.target.refuses("per-channel-axis", node.op_type) is None or not is_unit(view, node):
             continue
         sizes = tensor.shape.numpy()
         if sizes[axis] != grid.scale.size:
@@ -75,7 +73,7 @@ def wrong_rows(view: View) -> Iterator[Finding]:
         if node.op_type != "MatMul" or grid is None or tensor is None or grid.single or grid.block:
             continue
         rank = len(tensor.shape)
-        if rank and grid.axis % rank != rank - 1 and _is_unit(view, node):
+        if rank and grid.axis % rank != rank - 1 and is_unit(view, node):
             yield finding(
                 node,
                 "scales of the weight lie along the axis that is summed over: the kernel fails when it runs",
@@ -83,14 +81,14 @@ def wrong_rows(view: View) -> Iterator[Finding]:
             )
 
 
-def _is_unit(view: View, node: ir.Node) -> bool:
+def is_unit(view: View, node: ir.Node) -> bool:
     """Whether a provider would make an int8 kernel of a node: DQ in front, Q behind where it must be."""
     if view.activation_dq(input_at(node, 0)) is None:
         return False
-    return node.op_type in {"MatMul", "Gemm"} or view.quantizer_behind(_last(node)) is not None
+    return node.op_type in {"MatMul", "Gemm"} or view.quantizer_behind(last_value(node)) is not None
 
 
-def _last(node: ir.Node) -> ir.Value:
+def last_value(node: ir.Node) -> ir.Value:
     """The output of a node, or of the Relu or Clip that is its only reader."""
     value = node.outputs[0]
     uses = list(value.uses())
@@ -101,8 +99,6 @@ def _last(node: ir.Node) -> ir.Value:
 
 def _requantize(node: ir.Node, weight: ir.Node, edit: Edit) -> None:
     """Stores the values of a weight with scales along its output channels."""
-    from onnxcomp.lint.grid import grid_of
-
     tensor, grid, graph = constant(weight.inputs[0]), grid_of(weight), node.graph
     values = None if tensor is None or grid is None else dequantize(tensor.numpy(), grid)
     if values is None or graph is None:
@@ -110,6 +106,16 @@ def _requantize(node: ir.Node, weight: ir.Node, edit: Edit) -> None:
     axis = output_axis(node, values.ndim) if values.ndim == 2 or node.op_type != "MatMul" else None
     params = weight_params(values, axis)
     name = weight.outputs[0].name or "weight"
+    edit.set_input(node, 1, _put_weight(edit, node, name, values, params))
+
+
+def _put_weight(
+    edit: Edit, node: ir.Node, name: str, values: NDArray[Any], params: Params
+) -> ir.Value:
+    """Stores a weight as numbers behind a DQ; returns what that makes."""
+    graph = node.graph
+    if graph is None:
+        raise ValueError(f"not in a graph: {node.name}")
     made = edit.insert(
         "DequantizeLinear",
         [
@@ -119,10 +125,62 @@ def _requantize(node: ir.Node, weight: ir.Node, edit: Edit) -> None:
         ],
         before=node,
         attributes={} if params.axis is None else {"axis": params.axis},
-        outputs=[name],
-        like=weight.outputs[0],
+        outputs=[f"{name}_dequantized"],
+        like=node.inputs[1],
     )
-    edit.set_input(node, 1, made.outputs[0])
+    return made.outputs[0]
+
+
+def rounded_by_runtime(view: View, node: ir.Node) -> bool:
+    """Whether onnxruntime rounds a float weight of a node to int8 by itself, with one scale.
+
+    It does for Conv, ConvTranspose and Gemm between a DQ and a Q, with nothing but Relu and Clip before the
+    Q (`weight_bias_quantization.cc`), whether there is an int8 kernel for the node or not.
+    """
+    if standard_op(node) not in {"Conv", "ConvTranspose", "Gemm"} or view.target.provider != "cpu":
+        return False
+    first = view.activation_dq(input_at(node, 0))
+    grid = None if first is None else view.grid(first)
+    if grid is None or not grid.single:
+        return False
+    value = node.outputs[0]
+    for _ in range(_CHAIN):
+        uses = list(value.uses())
+        if len(uses) != 1 or value.is_graph_output():
+            return False
+        reader = uses[0].node
+        if is_quantizer(reader):
+            return uses[0].idx == 0
+        if standard_op(reader) not in {"Relu", "Clip"} or uses[0].idx != 0:
+            return False
+        value = reader.outputs[0]
+    return False
+
+
+def rounded_in_silence(view: View) -> Iterator[Finding]:
+    """Float weights that the provider rounds to int8 without being asked."""
+    for node in view.nodes:
+        tensor = constant(input_at(node, 1))
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) < 2:
+            continue
+        if rounded_by_runtime(view, node):
+            yield finding(
+                node,
+                "its weight is float between DQ and Q: the provider rounds it to int8 with one scale for all channels",
+                partial(_store_by_channel, node)
+                if attribute(node, "group", 1) == 1 or node.op_type == "Conv"
+                else None,
+            )
+
+
+def _store_by_channel(node: ir.Node, edit: Edit) -> None:
+    """Stores a float weight as int8 with a scale for each output channel."""
+    tensor, graph, value = constant(node.inputs[1]), node.graph, node.inputs[1]
+    values = None if tensor is None else tensor.numpy()
+    if values is None or graph is None or value is None or not np.isfinite(values).all():
+        return
+    params = weight_params(values, output_axis(node, values.ndim))
+    edit.set_input(node, 1, _put_weight(edit, node, value.name or "weight", values, params))
 
 
 def bad_scale(view: View) -> Iterator[Finding]:
@@ -171,127 +229,8 @@ def bad_shape(view: View) -> Iterator[Finding]:
                 yield finding(node, f"{grid.scale.size} scales do not fit axis {grid.axis}")
 
 
-def bias_scale(view: View) -> Iterator[Finding]:
-    """Biases stored with another scale than the product of the scales of activation and weight."""
-    for node, weight in view.layers():
-        bias = view.constant_dq(input_at(node, 2)) if node.op_type != "MatMul" else None
-        first = view.activation_dq(input_at(node, 0))
-        if bias is None or first is None or not _is_unit(view, node):
-            continue
-        grids = [view.grid(n) for n in (first, weight, bias)]
-        wanted = None if None in grids else _bias_scale([g for g in grids if g is not None])
-        stored = grids[2]
-        if wanted is None or stored is None or stored.dtype != ir.DataType.INT32:
-            continue
-        scale = np.broadcast_to(stored.scale.reshape(-1), wanted.shape).astype(np.float64)
-        off = np.abs(scale - wanted) > _BIAS_TOLERANCE * wanted
-        shifted = stored.zero is not None and bool(stored.zero.any())
-        if not off.any() and not shifted:
-            continue
-        worst = float(np.max(np.maximum(scale, wanted) / np.minimum(scale, wanted)))
-        yield finding(
-            bias,
-            "the scale of the bias is not the product of the scales of activation and weight (up to "
-            f"{worst:.3g} times apart): the int8 kernel adds the bias as if it were",
-            partial(_rescale_bias, node, bias, wanted),
-        )
-
-
-def _bias_scale(grids: list[Grid]) -> NDArray[np.float64] | None:
-    first, weight, bias = grids
-    if not first.single or weight.block or bias.block:
-        return None
-    size = max(weight.scale.size, bias.scale.size)
-    if weight.scale.size not in {1, size} or bias.scale.size not in {1, size}:
-        return None
-    wanted = first.scale.reshape(-1).astype(np.float64) * weight.scale.reshape(-1)
-    found: NDArray[np.float64] = np.broadcast_to(wanted, (size,)).copy()
-    return found if np.isfinite(found).all() and (found > 0).all() else None
-
-
-def _rescale_bias(node: ir.Node, bias: ir.Node, wanted: NDArray[np.float64], edit: Edit) -> None:
-    from onnxcomp.lint.grid import grid_of
-
-    grid, tensor, graph = grid_of(bias), constant(bias.inputs[0]), node.graph
-    values = None if grid is None or tensor is None else dequantize(tensor.numpy(), grid)
-    if values is None or graph is None:
-        return
-    put_bias(edit, node, values.reshape(-1), wanted)
-
-
-def put_bias(edit: Edit, node: ir.Node, values: NDArray[Any], scale: NDArray[np.float64]) -> None:
-    """Gives Conv or Gemm a bias as int32 behind a DQ with these scales."""
-    graph, old = node.graph, input_at(node, 2)
-    if graph is None or old is None:
-        return
-    if scale.size != 1 and scale.size != values.size:
-        return
-    numbers = np.clip(np.rint(values.astype(np.float64) / scale), _INT32.min, _INT32.max)
-    name = old.name or "bias"
-    single = scale.size == 1
-    steps = scale.astype(np.float32).reshape(() if single else (-1,))
-    made = edit.insert(
-        "DequantizeLinear",
-        [
-            edit.initializer(numbers.astype(np.int32), name=f"{name}_quantized", graph=graph),
-            edit.initializer(steps, name=f"{name}_scale", graph=graph),
-            edit.initializer(np.zeros(steps.shape, np.int32), name=f"{name}_zero", graph=graph),
-        ],
-        before=node,
-        attributes={} if single else {"axis": 0},
-        outputs=[name],
-        like=old,
-    )
-    edit.set_input(node, 2, made.outputs[0])
-
-
-def float_bias(view: View) -> Iterator[Finding]:
-    """Gemm between DQ nodes whose bias is float and that no Q follows: it runs in float for that alone."""
-    if view.target.bias.dtype != "int32":
-        return
-    for node, weight in view.layers():
-        first = view.activation_dq(input_at(node, 0))
-        bias = array(input_at(node, 2), limit=1 << 20)
-        if node.op_type != "Gemm" or first is None or bias is None or bias.dtype != np.float32:
-            continue
-        if view.quantizer_behind(_last(node)) is not None or attribute(node, "beta", 1.0) != 1.0:
-            continue
-        grids = view.grid(first), view.grid(weight)
-        if grids[0] is None or grids[1] is None or not grids[0].single or grids[1].block:
-            continue
-        scale = grids[0].scale.reshape(-1).astype(np.float64) * grids[1].scale.reshape(-1)
-        if not (scale > 0).all() or (scale.size > 1 and scale.size != bias.size):
-            continue
-        yield finding(
-            node,
-            "runs in float because its bias is float; with a bias of int32 it runs in int8 and writes float",
-            partial(_put_bias_of, node, bias.reshape(-1), scale),
-        )
-
-
-def _put_bias_of(
-    node: ir.Node, values: NDArray[Any], scale: NDArray[np.float64], edit: Edit
-) -> None:
-    put_bias(edit, node, values, scale)
-
-
-def int32_bias(view: View) -> Iterator[Finding]:
-    """Biases behind a DQ, for a target that wants them in float."""
-    refusal = view.target.refuses("int32-bias")
-    if refusal is None:
-        return
-    for node, _ in view.layers():
-        bias = view.constant_dq(input_at(node, 2)) if node.op_type != "MatMul" else None
-        if bias is not None:
-            yield finding(
-                bias, f"the bias stands behind a DQ: {refusal.why}", partial(fold_dq, bias)
-            )
-
-
 def fold_dq(node: ir.Node, edit: Edit) -> None:
     """Puts the float values of a stored tensor in the place of its DQ."""
-    from onnxcomp.lint.grid import grid_of
-
     tensor, grid, graph = constant(node.inputs[0]), grid_of(node), node.graph
     values = None if tensor is None or grid is None else dequantize(tensor.numpy(), grid)
     if values is None or graph is None or node.outputs[0].is_graph_output():

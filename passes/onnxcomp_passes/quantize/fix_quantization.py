@@ -41,6 +41,8 @@ _LEAST_SQNR_DB = 30.0
 _LEAST_COMMON_DB = 3.0
 # As far as noise may let a model look worse against the float one.
 _PLAY_DB = 0.5
+# How much further the provider may be from what is written than before, and what is close in any case.
+_WIDER_DB, _CLOSE_DB = 6.0, 20.0
 # What is left of differences in the last place.
 _EQUAL_DB = 150.0
 _SLOWER = 1.02
@@ -146,7 +148,10 @@ class FixQuantization(Pass):
             _count(ctx, done)
             return
         sqnr = _fidelity(current, ctx.model, trial.feeds)
-        if reason := _objection(ctx, trial, current, stage, sqnr):
+        reason = _objection(ctx, trial, current, stage, sqnr) or _surprise(
+            current, ctx.model, trial.feeds
+        )
+        if reason and not stage.demanded:
             ctx.edit.rollback(mark)
             ctx.skip("FIX103", None, f"{what}: {reason}")
             return
@@ -188,6 +193,26 @@ def _objection(
     if sqnr is not None and sqnr < _LEAST_COMMON_DB and not stage.demanded:
         return f"outputs had next to nothing in common with those before ({sqnr:.1f} dB)"
     return ""
+
+
+def _surprise(current: Model, changed: Model, feeds: Sequence[Feeds]) -> str:
+    """Why the provider computes something else than is written, where it did not before; or empty."""
+    before, after = _gap(current, feeds), _gap(changed, feeds)
+    if before is None or after is None or after >= min(before - _WIDER_DB, _CLOSE_DB):
+        return ""
+    return f"the provider's result was {after:.1f} dB from what is written, {before:.1f} dB before"
+
+
+def _gap(model: Model, feeds: Sequence[Feeds]) -> float | None:
+    """How close the provider's result is to that of the model as it is written."""
+    try:
+        with (
+            Session.open(model, optimization="disable") as first,
+            Session.open(model) as second,
+        ):
+            return compare(first, second, feeds).worst("sqnr_db")
+    except UserError:
+        return None
 
 
 def _fidelity(before: Model, after: Model, feeds: Sequence[Feeds]) -> float | None:
