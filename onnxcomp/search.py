@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # A model that is this much slower than another one may only look so.
 NOISE = 0.02
+# A file that is this much smaller is no better.
+SIMILAR = 0.05
 # When quality suffers, the nodes that cause these shares of the damage go back to float, in turn.
 GIVEN_BACK = (0.3, 0.6, 0.85, 0.97)
 DAMAGE_SECONDS = 30.0
@@ -348,18 +350,25 @@ class Search:
     def choose(self) -> Trial:
         """The fastest candidate inside the limit, the original included; of equally fast ones the smallest.
 
-        If size is preferred, the smallest one that is not slower than what came in.
+        If size is preferred, the smallest one that is not slower than what came in. Of those that are
+        about equal in both, the one with the best quality.
         """
         possible = [trial for trial in self.trials if not trial.rejected]
-        if self.options.prefer == "size":
-            return min((t for t in possible if t.ratio <= 1 + NOISE), key=_size)
-        fastest = min(trial.ratio for trial in possible)
-        near = [trial for trial in possible if trial.ratio <= fastest * (1 + NOISE)]
-        return min(near, key=_size)
+        limit = 1.0
+        if self.options.prefer == "speed":
+            limit = min(trial.ratio for trial in possible)
+        near = [trial for trial in possible if trial.ratio <= limit * (1 + NOISE)]
+        smallest = min(_bytes(trial) for trial in near)
+        similar = [trial for trial in near if _bytes(trial) <= smallest * (1 + SIMILAR)]
+        return min(similar, key=lambda trial: (trial.drop, *_size(trial)))
 
 
-def _size(trial: Trial) -> tuple[int, int, float]:
-    return trial.model.nbytes, sum(1 for _ in trial.model.nodes()), trial.drop
+def _bytes(trial: Trial) -> int:
+    return trial.model.nbytes
+
+
+def _size(trial: Trial) -> tuple[int, int]:
+    return _bytes(trial), sum(1 for _ in trial.model.nodes())
 
 
 def _joined(samples: Samples, batch: int) -> list[Mapping[str, Any]]:

@@ -115,6 +115,11 @@ def test_of_equally_fast_ones_the_smallest_is_chosen() -> None:
     assert choice(trial("original", 1.0), trial("a", 0.500, text=LARGE), trial("b", 0.55)) == "a"
 
 
+def test_of_about_equal_ones_the_best_is_chosen() -> None:
+    a, b = trial("a", 0.500, text=LARGE), replace(trial("b", 0.501, text=LARGE), drop=-0.001)
+    assert choice(trial("original", 1.0), a, b) == "b"
+
+
 def test_size_may_come_first_as_long_as_nothing_gets_slower() -> None:
     fast = trial("fast", 0.5, text=LARGE)
     small = trial("small", 0.9)
