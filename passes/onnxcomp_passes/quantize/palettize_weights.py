@@ -30,6 +30,7 @@ _ALL_BITS = tuple(range(1, 9))
 _TRIED = 3
 _JUDGED = 8
 _MOST_TRIALS = 400
+_MOST_BITS, _RAISES = 8, 6
 # More than compensation was ever seen to bring.
 _MOST_GAIN_DB = 12.0
 
@@ -39,9 +40,9 @@ class PalettizeWeights(Pass):
 
     The codebook comes from k-means: fewer bits than on an even grid for the same error, because there are
     more entries where the numbers are. Each output channel has a scale. With samples, errors count as much
-    as what they are multiplied by, are passed on to weights that can make up for them (GPTQ), and bits go
-    up until the outputs on held-out samples are near enough. `budget` gives each weight as many bits as
-    it is worth, by the harm that its error does to the outputs.
+    as what they are multiplied by, are passed on to weights that can make up for them (GPTQ), and weights whose error
+    harms the outputs get more bits until these are near enough on held-out samples. `budget` gives each
+    weight as many bits as it is worth.
 
     Standard operators only (Gather, BitShift), computed when a model is loaded: what this saves is the
     size of the file; memory, speed and the time to load are those of a float model, or a little more.
@@ -60,14 +61,14 @@ class PalettizeWeights(Pass):
     }
 
     bits: Annotated[int, Field(ge=1, le=8)] = 4
-    """Bits of an index; with samples, where to start."""
+    """Bits of an index; with samples, of those weights whose error does little harm."""
     budget: Annotated[float, Field(gt=0, le=1)] | None = None
     """Size of the weights as a share of their size in float; bits are then chosen for each weight."""
     scales: bool = True
     """A scale for each output channel."""
     compensate: bool = True
     """With samples: let weights make up for the errors of others (GPTQ), where that helps."""
-    least_sqnr_db: float = 10.0
+    least_sqnr_db: float = 15.0
     """Ratio of signal to noise on held-out samples up to which bits are added."""
     only: tuple[str, ...] = ()
     """Patterns for names of weights, or of nodes that read them, to do; all when there are none."""
@@ -108,25 +109,38 @@ class _Work:
     def run(self) -> None:
         judge = HeldOut.of(self.ctx, _JUDGED)
         self._look(judge)
-        if self.options.budget is not None:
-            bits = self._allocated(judge, self.options.budget)
-        else:
-            bits = dict.fromkeys(self.weights, self.options.bits)
+        least, budget = self.options.least_sqnr_db, self.options.budget
         mark = self.ctx.edit.mark()
-        while True:
-            decibels = self._best(judge, bits)
-            if judge is None or decibels is None or decibels >= self.options.least_sqnr_db:
-                break
-            if self.options.budget is not None:
-                self.ctx.warn("PAL106", None, f"{decibels:.1f} dB on held-out samples")
-                break
-            if min(bits.values()) >= 8:
+        bits: Mapping[CodedWeight, int] = dict.fromkeys(self.weights, self.options.bits)
+        if budget is not None:
+            bits = self._allocated(self._all_errors(judge), budget)
+        decibels = self._best(judge, bits)
+        if judge is not None and decibels is not None and decibels < least:
+            if budget is None:
                 self.ctx.edit.rollback(mark)
-                self.ctx.skip("PAL103", None, f"{decibels:.1f} dB with 8 bits")
-                return
+                bits, decibels = self._raised(judge, bits, decibels)
+            else:
+                self.ctx.warn("PAL106", None, f"{decibels:.1f} dB on held-out samples")
+        if bits:
+            self._tell(bits, decibels)
+
+    def _raised(
+        self, judge: HeldOut, bits: Mapping[CodedWeight, int], decibels: float
+    ) -> tuple[Mapping[CodedWeight, int], float | None]:
+        """Adds bits, first to the weights whose error harms most, until the outputs are near enough."""
+        errors, least = self._all_errors(judge), self.options.least_sqnr_db
+        mark, goal = self.ctx.edit.mark(), least
+        for _ in range(_RAISES):
+            bits = self._enough(bits, errors, goal)
+            decibels = self._best(judge, bits) or 0.0
+            if decibels >= least:
+                return bits, decibels
             self.ctx.edit.rollback(mark)
-            bits = {weight: min(8, number + 1) for weight, number in bits.items()}
-        self._tell(bits, decibels)
+            if min(bits.values()) >= _MOST_BITS:
+                break
+            goal += least - decibels + 0.5
+        self.ctx.skip("PAL103", None, f"{decibels:.1f} dB with up to {max(bits.values())} bits")
+        return {}, decibels
 
     def _tell(self, bits: Mapping[CodedWeight, int], decibels: float | None) -> None:
         total = sum(weight.size for weight in bits)
@@ -149,28 +163,58 @@ class _Work:
 
     # -- bits
 
-    def _allocated(self, judge: HeldOut | None, budget: float) -> dict[CodedWeight, int]:
-        """Bits of each weight: those first whose error harms most for a byte."""
-        errors: dict[CodedWeight, dict[int, float]] = {}
-        total = 4 * sum(weight.size for weight in self.weights)
-        count = len(self.weights)
+    def _all_errors(self, judge: HeldOut | None) -> dict[CodedWeight, dict[int, float]]:
+        found, count = {}, len(self.weights)
         with self.ctx.progress(count, "measuring weights") as task:
             for weight in self.weights:
-                errors[weight] = self._errors(weight, judge if count <= _MOST_TRIALS else None)
+                found[weight] = self._errors(weight, judge if count <= _MOST_TRIALS else None)
                 task.advance()
+        return found
+
+    def _allocated(
+        self, errors: Mapping[CodedWeight, Mapping[int, float]], budget: float
+    ) -> dict[CodedWeight, int]:
+        """Bits of each weight: those first whose error harms most for a byte."""
+        total = budget * 4 * sum(weight.size for weight in self.weights)
         bits = dict.fromkeys(self.weights, 1)
         spent = sum(self._cost(weight, 1) for weight in self.weights)
         while True:
-            steps = [
-                (self._rate(errors[weight], weight, bits[weight]), index, weight)
-                for index, weight in enumerate(self.weights)
-                if bits[weight] < 8 and spent + self._step(weight, bits[weight]) <= budget * total
-            ]
-            if not steps:
+            best = self._next(bits, errors, total - spent)
+            if best is None:
                 return bits
-            best = max(steps)[2]
             spent += self._step(best, bits[best])
             bits[best] += 1
+
+    def _enough(
+        self,
+        bits: Mapping[CodedWeight, int],
+        errors: Mapping[CodedWeight, Mapping[int, float]],
+        decibels: float,
+    ) -> dict[CodedWeight, int]:
+        """Bits with which the noise expected in the outputs is below a ratio."""
+        raised, allowed = dict(bits), 10.0 ** (-decibels / 10.0)
+        noise = sum(errors[weight][number] for weight, number in raised.items())
+        while noise > allowed:
+            best = self._next(raised, errors, math.inf)
+            if best is None:
+                break
+            noise -= errors[best][raised[best]] - errors[best][raised[best] + 1]
+            raised[best] += 1
+        return raised
+
+    def _next(
+        self,
+        bits: Mapping[CodedWeight, int],
+        errors: Mapping[CodedWeight, Mapping[int, float]],
+        room: float,
+    ) -> CodedWeight | None:
+        """The weight for which another bit takes away most noise for a byte."""
+        steps = [
+            (self._rate(errors[weight], weight, bits[weight]), -index, weight)
+            for index, weight in enumerate(self.weights)
+            if bits[weight] < _MOST_BITS and self._step(weight, bits[weight]) <= room
+        ]
+        return max(steps)[2] if steps else None
 
     def _cost(self, weight: CodedWeight, bits: int) -> int:
         kept = weight.kept if self.options.scales else ()
