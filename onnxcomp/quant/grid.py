@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,13 +28,12 @@ LIMITS = {
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A constant as it was when it was looked at.
+    """A rounded constant; its numbers and scales are those that it has when they are asked for.
 
     Attributes:
         node: The DequantizeLinear.
         source: The value that holds the numbers.
         dtype: Name of the numbers' type in ONNX.
-        scale: Scales: one, one for each channel, or one for each block.
         axis: Axis of channels, or along which blocks lie.
         block: Numbers in a block, 0 without blocks.
     """
@@ -43,7 +41,6 @@ class Grid:
     node: ir.Node
     source: ir.Value
     dtype: str
-    scale: NDArray[Any]
     axis: int
     block: int
 
@@ -61,15 +58,21 @@ class Grid:
             raise ValueError(f"no longer a constant: {self.source.name}")
         return found
 
-    @cached_property
+    @property
+    def scale(self) -> NDArray[Any]:
+        """Scales: one, one for each channel, or one for each block."""
+        found = array(input_at(self.node, 1))
+        if found is None:
+            raise ValueError(f"no longer a constant: {self.node.name}")
+        return found
+
+    @property
     def zero(self) -> NDArray[np.int64]:
         """The zero points, shaped like the scales."""
         found = array(input_at(self.node, 2))
-        return (
-            np.zeros(self.scale.shape, np.int64)
-            if found is None
-            else np.asarray(found).astype(np.int64)
-        )
+        if found is None:
+            return np.zeros(self.scale.shape, np.int64)
+        return np.asarray(found).astype(np.int64)
 
     def steps(self) -> NDArray[np.float64]:
         """Returns the scale of each number, in a shape that broadcasts to that of the constant."""
@@ -123,7 +126,7 @@ def grid_of(value: ir.Value | None) -> Grid | None:
     rank = len(tensor.shape)
     axis, block = attribute(node, "axis", 1), attribute(node, "block_size", 0)
     axis = axis + rank if axis < 0 else axis
-    grid = Grid(node, source, tensor.dtype.name, np.asarray(scale), axis, block)
+    grid = Grid(node, source, tensor.dtype.name, axis, block)
     return grid if _fits(grid) else None
 
 

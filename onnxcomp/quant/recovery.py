@@ -17,7 +17,7 @@ from onnxcomp.quant.twins import matrices, twins
 from onnxcomp.runtime import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -33,6 +33,8 @@ ROWS_MEMORY = 256 << 20
 # Values of the same name whose channels do not even rise and fall together are not the same thing.
 _LEAST_CORRELATION = 0.3
 _SURE = 0.95
+# Less is luck.
+_LEAST_DECIBELS = 0.02
 _FEW = 1e-30
 
 
@@ -106,10 +108,10 @@ class Site:
 
 
 class Improve(Protocol):
-    """A way to improve one layer."""
+    """A way to improve one layer or block."""
 
-    def __call__(self, site: Site, /) -> bool:
-        """Changes the layer; says whether it did."""
+    def __call__(self, site: Any, /) -> bool:  # noqa: ANN401 - a layer, or a block
+        """Changes it; says whether it did."""
         ...
 
 
@@ -178,13 +180,10 @@ class Recovery:
 
     def run(self, improve: Improve, text: str) -> list[Verdict]:
         """Improves layer after layer; returns what was kept and what was not."""
-        layers = quantized_layers(self.model.graph)
-        self._twins = twins(layers, self.model, self.reference)
-        self.unmatched = [layer for layer in layers if layer not in self._twins]
-        self._ends = {layer.end: layer for layer in self._twins}
-        if not self._ends:
+        ends = self._find()
+        if not ends:
             return []
-        segments = split(self.model.graph, self._ends)
+        segments = split(self.model.graph, ends)
         walk = Walk.start(self.model, self.samples, self.threads)
         verdicts: list[Verdict] = []
         with (
@@ -210,38 +209,42 @@ class Recovery:
         improve: Improve,
     ) -> Verdict | None:
         """Improves the layers of some pieces and takes it all back if that does not help."""
-        wanted = self._wanted(
-            [self._twins[self._ends[s.end]] for s in chunk if s.end in self._ends]
-        )
+        wanted = self._wanted(chunk)
         mark, stats, states = self.edit.mark(), self.edit.stats.copy(), walk.mark()
-        done = [
-            self._ends[segment.end].name
-            for segment in chunk
-            if self._step(walk, segment, wanted, improve)
-        ]
+        made = [self._step(walk, segment, wanted, improve) for segment in chunk]
+        done = [name for name in made if name]
         if not done:
             return None
         after = judge.decibels(self.model)
-        if after <= best:
+        kept = after > best + _LEAST_DECIBELS
+        if not kept:
             self.edit.rollback(mark)
             self.edit.stats = stats
             walk.back(states)
             for segment in chunk:
                 walk.advance(segment, list(walk.run(segment)))
-        return Verdict(tuple(done), best, after, after > best)
+        return Verdict(tuple(done), best, after, kept)
+
+    def _find(self) -> Collection[ir.Node]:
+        """Returns the nodes behind which something can be improved."""
+        layers = quantized_layers(self.model.graph)
+        self._twins = twins(layers, self.model, self.reference)
+        self.unmatched = [layer for layer in layers if layer not in self._twins]
+        self._ends = {layer.end: layer for layer in self._twins}
+        return self._ends
 
     def _step(
         self,
         walk: Walk,
         segment: Segment,
-        wanted: Mapping[str, list[Wanted]],
+        wanted: Mapping[str, list[Any]],
         improve: Improve,
-    ) -> bool:
-        """Runs one piece and improves the layer that it ends with; says whether it was changed."""
+    ) -> str:
+        """Runs one piece and improves the layer that it ends with; returns its name if it was changed."""
         layer = self._ends.get(segment.end)
         if layer is None:
             walk.advance(segment, list(walk.run(segment)))
-            return False
+            return ""
         twin = self._twins[layer]
         source = layer.node.inputs[0]
         if source is None:
@@ -266,27 +269,32 @@ class Recovery:
         if changed and segment.outputs:
             made = list(walk.run(segment))
         walk.advance(segment, made)
-        return changed
+        return layer.name if changed else ""
 
-    def _wanted(self, wanted: Sequence[Twin]) -> dict[str, list[Wanted]]:
+    def _wanted(self, chunk: Sequence[Segment]) -> Mapping[str, list[Any]]:
         """Runs the float model and keeps some of what its layers give."""
         found: dict[str, list[Wanted]] = {}
-        kinds = {twin.value: twin.output_rows for twin in wanted}
-        taps = list(kinds)
-        if not taps:
-            return found
+        layers = [self._ends[segment.end] for segment in chunk if segment.end in self._ends]
+        kinds = {self._twins[layer].value: self._twins[layer].output_rows for layer in layers}
+        for made in self.float_values(kinds):
+            for name, array in made.items():
+                rows = kinds[name]
+                places = _rows(rows, array, self.rows)
+                axes = _but_channels(array, conv=isinstance(rows, Window))
+                mean = array.mean(axis=axes, dtype=np.float64)
+                count = array.size // max(mean.size, 1)
+                found.setdefault(name, []).append(Wanted(places, mean, count))
+        return found
+
+    def float_values(self, names: Collection[str]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yields values of the float model for each sample."""
+        if not names:
+            return
         given = {spec.name for spec in self.reference.signature().outputs}
-        extra = [name for name in taps if name not in given]
+        extra = [name for name in names if name not in given]
         with Session.open(self.reference, threads=self.threads, outputs=extra) as session:
             for feed in self.samples:
-                for name, made in session.run(feed, taps).items():
-                    rows = kinds[name]
-                    places = _rows(rows, made, self.rows)
-                    axes = _but_channels(made, conv=isinstance(rows, Window))
-                    mean = made.mean(axis=axes, dtype=np.float64)
-                    count = made.size // max(mean.size, 1)
-                    found.setdefault(name, []).append(Wanted(places, mean, count))
-        return found
+                yield session.run(feed, list(names))
 
 
 def matching(

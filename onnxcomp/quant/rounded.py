@@ -141,7 +141,7 @@ class BiasWriter:
         if value is None:
             return self._new(layer, index, shift)
         if (tensor := constant(value)) is not None:
-            return self._float(layer, index, value, tensor.numpy(), shift)
+            return self._float(layer, index, tensor.numpy(), shift)
         grid = grid_of(value)
         if grid is None:
             return self._refuse(layer, "its bias is computed while the model runs")
@@ -155,7 +155,6 @@ class BiasWriter:
         self,
         layer: QuantizedLayer,
         index: int,
-        value: ir.Value,
         old: NDArray[Any],
         shift: NDArray[np.float64],
     ) -> NDArray[np.float64] | None:
@@ -166,7 +165,7 @@ class BiasWriter:
         if not np.isfinite(new).all():
             return self._refuse(layer, "its bias would leave the range of its type")
         shape = old.shape if old.size == layer.channels else (layer.channels,)
-        self._put(layer.end, index, new.reshape(shape), value.name or "bias")
+        put_constant(self.edit, layer.end, index, new.reshape(shape))
         return np.asarray(new.astype(np.float64) - wide, np.float64)
 
     def _rounded(
@@ -180,7 +179,7 @@ class BiasWriter:
         wished = old.astype(np.float64) + np.round(moves)
         new = np.clip(wished, _INT32.min, _INT32.max).astype(np.int32)
         dequantize = self._own(layer.end, index, grid)
-        self._put(dequantize, 0, new, grid.source.name or "bias")
+        put_constant(self.edit, dequantize, 0, new)
         return np.asarray((new.astype(np.float64) - old) * steps, np.float64)
 
     def _own(self, node: ir.Node, index: int, grid: Grid) -> ir.Node:
@@ -239,20 +238,52 @@ class BiasWriter:
         self.edit.count("biases added")
         return bias.astype(np.float64)
 
-    def _put(self, node: ir.Node, index: int, new: NDArray[Any], name: str) -> None:
-        """Gives a node a constant of its own: others may read the one that was there."""
-        old = node.inputs[index]
-        if (
-            old is not None
-            and old.is_initializer()
-            and len(old.uses()) == 1
-            and not is_interface(old)
-        ):
-            self.edit.set_tensor(old, new)
-        else:
-            self.edit.set_input(node, index, self._constant(node, new, name))
-
     def _constant(self, node: ir.Node, numbers: NDArray[Any], name: str) -> ir.Value:
         if node.graph is None:
             raise ValueError(f"not in a graph: {node.name}")
         return self.edit.initializer(numbers, name=name, graph=node.graph)
+
+
+# -- scales -----------------------------------------------------------------------------------------
+
+
+def can_rescale(layer: QuantizedLayer) -> bool:
+    """Whether the scales of a weight may change: they are one, or one for each output, and no bias minds."""
+    grid = layer.grid
+    if grid.block or grid.scale.size not in {1, layer.channels} or not np.all(grid.zero == 0):
+        return False
+    bias = grid_of(input_at(layer.node, 2)) if layer.end is layer.node else None
+    return bias is None or len(bias.node.outputs[0].uses()) == 1
+
+
+def rescale(edit: Edit, layer: QuantizedLayer, factor: NDArray[np.float64]) -> None:
+    """Multiplies the scales of a weight; an int32 bias, whose steps follow from them, stays what it is."""
+    node, each = layer.grid.node, factor if layer.grid.scale.size > 1 else factor[:1]
+    new = (layer.grid.scale.reshape(-1) * each).astype(layer.grid.scale.dtype)
+    put_constant(edit, node, 1, new.reshape(layer.grid.scale.shape))
+    bias = grid_of(input_at(layer.node, 2)) if layer.end is layer.node else None
+    if bias is not None and bias.dtype == "INT32":
+        rescale_bias(edit, bias.node, each)
+
+
+def rescale_bias(edit: Edit, node: ir.Node, factor: NDArray[np.float64]) -> None:
+    """Gives an int32 bias steps that are larger by a factor, and fewer of them."""
+    numbers, scale = array(node.inputs[0]), array(node.inputs[1])
+    if numbers is None or scale is None:
+        raise ValueError(f"not a constant: {node.name}")
+    steps = np.asarray(scale * factor, scale.dtype).reshape(scale.shape)
+    wide = numbers * scale.astype(np.float64) / np.where(steps == 0, 1.0, steps)
+    fewer = np.clip(np.rint(wide), _INT32.min, _INT32.max).astype(np.int32)
+    put_constant(edit, node, 0, fewer)
+    put_constant(edit, node, 1, steps)
+
+
+def put_constant(edit: Edit, node: ir.Node, index: int, new: NDArray[Any]) -> None:
+    """Gives a node a constant of its own: others may read the one that was there."""
+    old = node.inputs[index]
+    alone = old is not None and old.is_initializer() and len(old.uses()) == 1
+    if old is not None and alone and not is_interface(old):
+        edit.set_tensor(old, new)
+    elif node.graph is not None:
+        name = "constant" if old is None else old.name or "constant"
+        edit.set_input(node, index, edit.initializer(new, name=name, graph=node.graph))

@@ -236,3 +236,19 @@ def _scale(
     # Of a channel that is rounded to a few steps the scale is not known well.
     sure = (np.abs(np.where(known, rounded, 0.0)) >= _LEAST_STEPS * step).any(axis=1)
     return np.asarray(np.where(sure, scale, np.nan).reshape(-1), np.float64)
+
+
+def is_scaled(value: ir.Value, ends: Mapping[ir.Node, Twin]) -> bool:
+    """Whether a value's channels may be scaled against those of the value of the same name in float.
+
+    Args:
+        value: A value of the quantized model.
+        ends: What is known of its layers, by the nodes they end with.
+    """
+    node = value.producer()
+    while is_op(node, *_PASSING) and node is not None and node not in ends:
+        source = node.inputs[0]
+        node = None if source is None else source.producer()
+    if node in ends:
+        return not bool((ends[node].scale == 1.0).all())
+    return is_op(node, *WEIGHTED, "LayerNormalization", "Mul")

@@ -9,6 +9,7 @@ from pydantic import PositiveInt
 from typing_extensions import override
 
 from onnxcomp.passbase import Context, NeedsReference, NeedsSamples, Pass
+from onnxcomp.quant.recovery import Recovery
 from onnxcomp_passes.quantize.recovering import CODES, recovery, report
 from onnxcomp_passes.quantize.refit import Refit
 
@@ -45,7 +46,7 @@ class Adaround(Pass):
 
     @override
     def run(self, ctx: Context) -> None:
-        work = recovery(ctx, self.samples, rows=self.rows)
+        work = recovery(ctx, self.samples, Recovery, rows=self.rows)
         if work is None:
             return
         refit = Refit(ctx.edit, reach=self.steps)

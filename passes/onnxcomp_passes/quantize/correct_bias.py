@@ -9,6 +9,7 @@ from pydantic import PositiveInt
 from typing_extensions import override
 
 from onnxcomp.passbase import Context, NeedsReference, NeedsSamples, Pass
+from onnxcomp.quant.recovery import Recovery
 from onnxcomp.quant.rounded import BiasWriter
 from onnxcomp_passes.quantize.recovering import CODES, recovery, report
 
@@ -51,7 +52,7 @@ class CorrectBias(Pass):
     @override
     def run(self, ctx: Context) -> None:
         writer = BiasWriter(ctx.edit, self.add)
-        work = recovery(ctx, self.samples)
+        work = recovery(ctx, self.samples, Recovery)
         if work is None:
             return
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from onnxcomp.quant.recovery import Recovery
+from onnxcomp.quant.rounded import quantized_layers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # One sample of so many only decides whether a change stays.
 _EVERY = 4
+# Samples behind those that layers are improved on; they only decide too, which takes little time.
+_MORE = 32
 
 CODES: Mapping[str, str] = {
     "RCV101": "The change of these layers brought the model nearer to float on samples held out, and stays.",
@@ -26,18 +29,24 @@ CODES: Mapping[str, str] = {
 }
 
 
-def recovery(ctx: Context, count: int, *, rows: int = 256, chunks: int = 12) -> Recovery | None:
+Kind = TypeVar("Kind", bound=Recovery)
+
+
+def recovery(
+    ctx: Context, count: int, kind: type[Kind], *, rows: int = 256, chunks: int = 12
+) -> Kind | None:
     """Returns what goes through the layers, None where samples or the float model are missing."""
     if ctx.samples is None or ctx.reference is None:
         return None
-    feeds = list(itertools.islice(ctx.samples, count))
-    held_out = feeds[_EVERY - 1 :: _EVERY] or feeds[-1:]
-    rest = [feed for index, feed in enumerate(feeds) if index % _EVERY != _EVERY - 1]
-    return Recovery(
+    feeds = list(itertools.islice(ctx.samples, count + _MORE))
+    used, more = feeds[:count], feeds[count:]
+    rest = [feed for index, feed in enumerate(used) if index % _EVERY != _EVERY - 1]
+    held_out = [*used[_EVERY - 1 :: _EVERY], *more] or [rest.pop()]
+    return kind(
         ctx.model,
         ctx.edit,
         ctx.reference,
-        rest[:-1] if rest[-1] is held_out[-1] else rest,
+        rest,
         held_out,
         threads=ctx.threads,
         rows=rows,
@@ -59,5 +68,5 @@ def report(ctx: Context, work: Recovery, verdicts: Sequence[Verdict], what: str)
             ctx.edit.count(what, len(verdict.layers))
         else:
             ctx.near("RCV102", place, f"taken back{more}: {numbers}")
-    if not verdicts and not work.unmatched:
+    if not verdicts and not work.unmatched and not quantized_layers(ctx.model.graph):
         ctx.skip("RCV104", None, "no layer has a quantized weight")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxcomp.ir.ops import is_interface, use_count
-from onnxcomp.quant.rounded import BiasWriter
+from onnxcomp.quant.rounded import BiasWriter, can_rescale, rescale
 from onnxcomp.quant.rounding import Steps, best_numbers, equations, solvable
 from onnxcomp.quant.twins import matrices
 
@@ -27,6 +27,7 @@ _RIDGE = 0.3
 # One sample of so many of those that a layer is solved on only judges the solution.
 _EVERY = 4
 _LEAST_GAIN = 1e-3
+_MOST_RESCALED = 1.25
 
 
 @dataclass(eq=False)
@@ -36,10 +37,12 @@ class Refit:
     Attributes:
         edit: The way to change the model.
         reach: How far numbers may move, in steps; None for the whole range of the type.
+        rescale: Whether scales may change too.
     """
 
     edit: Edit
     reach: int | None = 1
+    rescale: bool = False
     refused: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, site: Site) -> bool:
@@ -58,10 +61,18 @@ class Refit:
         judge = self._equations(site, judged or used, centred=centred)
         if fit is None or judge is None:
             return False
-        numbers = self._best(site, fit, judge)
-        if numbers is None:
+        before = matrices(site.twin.own, site.layer.grid.values())
+        least = judge.error(before).sum() * (1.0 - _LEAST_GAIN)
+        numbers = self._best(site, fit)
+        steps = self._steps(site, numbers)
+        factor = self._factor(site, fit, steps.values(numbers))
+        after = steps.values(numbers) * factor[:, None, :]
+        if judge.error(after).sum() >= least:
             return False
-        self._write(site, numbers, fit, centred=centred)
+        self._write(site, numbers, factor.reshape(-1))
+        if centred:
+            moved = (fit.mean[:, None, :] @ (after - before)).reshape(-1)
+            BiasWriter(self.edit).move(site.layer, -site.bias_error() - moved)
         return True
 
     def _obstacle(self, site: Site) -> str:
@@ -87,17 +98,27 @@ class Refit:
             pairs.append((rows, wanted))
         return equations(pairs, centred=centred)
 
-    def _best(self, site: Site, fit: Equations, judge: Equations) -> Floats | None:
-        """The numbers that make the least error on samples that they were not solved for."""
-        own, grid = site.twin.own, site.layer.grid
-        old = matrices(own, grid.numbers.astype(np.float64))
+    def _best(self, site: Site, fit: Equations) -> Floats:
+        """The numbers that make the least error on the samples to fit."""
+        old = matrices(site.twin.own, site.layer.grid.numbers.astype(np.float64))
         steps = self._steps(site, old)
         prior = site.twin.weight(steps.values(old))
-        before = judge.error(steps.values(old)).sum()
         matrix, target = fit.solved(prior, _RIDGE)
-        numbers = best_numbers(matrix, target, steps, steps.nearest(target))
-        after = judge.error(steps.values(numbers)).sum()
-        return numbers if after < before * (1.0 - _LEAST_GAIN) else None
+        return best_numbers(matrix, target, steps, steps.nearest(target))
+
+    def _factor(self, site: Site, fit: Equations, values: Floats) -> Floats:
+        """How much larger each output should be, with the numbers as they are: least squares."""
+        ones = np.ones((values.shape[0], values.shape[2]))
+        if not self.rescale or not can_rescale(site.layer):
+            return ones
+        product, power = (
+            (values * fit.cross).sum(axis=1),
+            (values * (fit.gram @ values)).sum(axis=1),
+        )
+        if site.layer.grid.scale.size == 1:
+            product, power = ones * product.sum(), ones * power.sum()
+        factor = np.where(power > 0, product / np.where(power > 0, power, 1.0), 1.0)
+        return np.clip(factor, 1.0 / _MOST_RESCALED, _MOST_RESCALED)
 
     def _steps(self, site: Site, old: Floats) -> Steps:
         own, grid = site.twin.own, site.layer.grid
@@ -107,12 +128,9 @@ class Refit:
         zero = matrices(own, grid.zeros()).astype(np.float64)
         return Steps(matrices(own, grid.steps()), zero, low, high)
 
-    def _write(self, site: Site, numbers: Floats, fit: Equations, *, centred: bool) -> None:
-        own, grid = site.twin.own, site.layer.grid
-        before = matrices(own, grid.values())
-        old = grid.numbers
-        self.edit.set_tensor(grid.source, own.from_matrix(numbers).astype(old.dtype))
-        if centred:
-            change = matrices(own, grid.values()) - before
-            moved = (fit.mean[:, None, :] @ change).reshape(-1)
-            BiasWriter(self.edit).move(site.layer, -site.bias_error() - moved)
+    def _write(self, site: Site, numbers: Floats, factor: Floats) -> None:
+        grid = site.layer.grid
+        made = site.twin.own.from_matrix(numbers).astype(grid.numbers.dtype)
+        self.edit.set_tensor(grid.source, made)
+        if (factor != 1.0).any():
+            rescale(self.edit, site.layer, factor)
