@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from onnxcomp.bench import Limits, Spread, measure
@@ -86,10 +86,6 @@ class DynamicBench:
             return -math.inf
         found = result.worst("sqnr_db")
         return math.inf if found is None else found
-
-    def with_smoothing(self, smoothing: Mapping[ir.Value, Any]) -> DynamicBench:
-        """Returns a bench that divides channels before it rounds."""
-        return replace(self, numbers=replace(self.numbers, smoothing=smoothing))
 
 
 @dataclass

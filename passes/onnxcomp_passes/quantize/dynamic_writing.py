@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from onnxcomp.ir import Edit, Model
     from onnxcomp.quant.dynamic import Site
+    from onnxcomp.quant.scheme import Params
 
 Found = TypeVar("Found")
 
@@ -37,11 +38,13 @@ class Numbers:
         per_channel: One scale for each column of a weight instead of one for all.
         reduce_range: Weights of 7 bits.
         smoothing: What each channel of an activation is divided by before it is rounded.
+        rounded: Numbers of weights that were chosen in another way than to nearest.
     """
 
     per_channel: bool = True
     reduce_range: bool = False
     smoothing: Mapping[ir.Value, NDArray[np.float32]] = field(default_factory=dict)
+    rounded: Mapping[Site, NDArray[np.int8]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -241,27 +244,22 @@ class DynamicWriter:
     def _matrix(self, site: Site) -> tuple[ir.Value, ir.Value]:
         """The numbers of a weight and their scale."""
         smoothing = self.numbers.smoothing.get(site.source)
-        rows = None if smoothing is None else smoothing[:, None]
         alpha = np.float32(attribute(site.node, "alpha", 1.0))
-        smooth = b"" if rows is None else rows.tobytes()
+        smooth = b"" if smoothing is None else smoothing.tobytes()
         key = (site.weight, site.transposed, smooth, float(alpha))
         if key not in self._weights:
-            params = self._remembered((*key, "grid"), lambda: self._grid(site, rows))
+            numbers, rounded = self.numbers, self.numbers.rounded.get(site)
+            params = self._remembered((*key, "grid"), lambda: grid_of(site, numbers))
 
-            def numbers() -> ir.TensorProtocol:
-                matrix = site.matrix() if rows is None else site.matrix() * rows
-                return ir.tensor(np.ascontiguousarray(params.quantize(matrix)))
+            def contents() -> ir.TensorProtocol:
+                found = params.quantize(smoothed(site, numbers)) if rounded is None else rounded
+                return ir.tensor(np.ascontiguousarray(found))
 
             scale = np.asarray(params.scale * alpha, np.float32)
             shape = (site.depth, site.width)
-            self._weights[key] = self._stored(site.node, site.weight, numbers, shape, scale)
+            self._weights[key] = self._stored(site.node, site.weight, contents, shape, scale)
         self._freed.append(site.weight)
         return self._weights[key]
-
-    def _grid(self, site: Site, rows: NDArray[np.float32] | None) -> Any:  # noqa: ANN401
-        matrix = site.matrix() if rows is None else site.matrix() * rows
-        axis = 1 if self.numbers.per_channel else None
-        return weight_params(matrix, axis, reduce_range=self.numbers.reduce_range)
 
     def _stored(
         self,
@@ -343,6 +341,18 @@ class DynamicWriter:
                 self.edit.remove(maker)
             elif value.is_initializer():
                 self.edit.drop_initializer(value)
+
+
+def smoothed(site: Site, numbers: Numbers) -> NDArray[Any]:
+    """Returns the weight of a product for an activation whose channels were divided."""
+    scale = numbers.smoothing.get(site.source)
+    return site.matrix() if scale is None else site.matrix() * scale[:, None]
+
+
+def grid_of(site: Site, numbers: Numbers) -> Params:
+    """Returns the grid of the weight of a product."""
+    axis = 1 if numbers.per_channel else None
+    return weight_params(smoothed(site, numbers), axis, reduce_range=numbers.reduce_range)
 
 
 def gate_scale(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
@@ -13,20 +14,19 @@ from typing_extensions import override
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.compare import Reference
 from onnxcomp.passbase import Context, Pass
-from onnxcomp.quant.balance import Reader, best_scale, noise, observe_channels
 from onnxcomp.quant.candidates import Filter
 from onnxcomp.quant.dynamic import Sites, find_sites, is_finite, rounded_node
 from onnxcomp.quant.regions import find_regions
 from onnxcomp.runtime import Session
 from onnxcomp.targets.features import saturates
 from onnxcomp_passes.quantize.dynamic_trials import DynamicBench, DynamicPlacement, Recovery
+from onnxcomp_passes.quantize.dynamic_tuning import find_smoothing, round_together
 from onnxcomp_passes.quantize.dynamic_writing import FINE, Numbers
 from onnxcomp_passes.quantize.opset import find_ranks, obstacle, raise_to
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onnxcomp.ir import ir
     from onnxcomp.quant.dynamic import Site
 
     Feeds = Mapping[str, np.ndarray]
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 _NEEDED, _RAISED = 11, 13
 # Samples that are looked at; every fifth one is kept for judging.
 _LOOKED_AT, _KEPT_BACK, _JUDGED = 40, 5, 8
-# Smoothing costs a Mul: it has to be expected to gain this much, and to gain this much in the end.
-_EXPECTED_DB, _GAINED_DB, _ENOUGH_DB = 1.0, 0.5, 45.0
+# What is tuned has to gain this much on other samples; above that many decibels nothing is smoothed.
+_GAINED_DB, _ENOUGH_DB = 0.3, 45.0
 
 
 class QuantizeDynamic(Pass):
@@ -77,6 +77,8 @@ class QuantizeDynamic(Pass):
         "DYN109": "Nothing in the model is worth computing in int8.",
         "DYN110": "Channels of activations are divided before they are rounded; the gain was measured on "
         "samples that nothing was tuned on.",
+        "DYN111": "The numbers of weights were chosen together (GPTQ); the gain was measured on samples "
+        "that nothing was tuned on.",
     }
 
     placement: Literal["measured", "sizes", "all"] = "measured"
@@ -90,6 +92,9 @@ class QuantizeDynamic(Pass):
     """Weights of 7 bits; by default where the processor needs it."""
     smooth: bool = True
     """With samples: even out the channels of activations where that brings the result nearer to float."""
+    rounding: Literal["nearest", "gptq"] = "nearest"
+    """With samples: round the numbers of a weight one by one, or so that their errors make up for each other
+    (GPTQ), which takes longer."""
     floor_db: Annotated[float, Field(ge=0)] = 20.0
     """With samples: compute the most harmful nodes more finely until the ratio of signal to noise is this."""
     skip: tuple[str, ...] = ()
@@ -173,14 +178,40 @@ class QuantizeDynamic(Pass):
         with Session.open(ctx.model, provider=bench.provider, threads=ctx.threads) as session:
             reference = Reference(session, judged)
             decibels = bench.decibels(grades, reference)
-            if self.smooth and decibels < _ENOUGH_DB:
-                bench, decibels = _smoothed(ctx, bench, grades, reference, looked_at, decibels)
-                search.bench = bench
+            bench, decibels = self._improved(ctx, bench, grades, reference, looked_at, decibels)
+            search.bench = bench
             recovery = Recovery(bench, search, reference, self.floor_db, ctx.progress)
             grades, decibels = recovery.run(grades, decibels)
         for site, what in recovery.changed.items():
             ctx.skip("DYN106", site.node, what)
         return bench, self._judged(ctx, search, grades, decibels)
+
+    def _improved(
+        self,
+        ctx: Context,
+        bench: DynamicBench,
+        grades: Mapping[Site, int],
+        reference: Reference,
+        samples: Sequence[Feeds],
+        decibels: float,
+    ) -> tuple[DynamicBench, float]:
+        """Divides channels and rounds weights together, as far as each of it helps."""
+        start = decibels
+        if self.smooth and decibels < _ENOUGH_DB:
+            smoothing = find_smoothing(ctx, list(grades), samples)
+            numbers = replace(bench.numbers, smoothing=smoothing)
+            if smoothing:
+                bench, decibels, kept = _tuned(bench, grades, reference, numbers, decibels)
+                text = f"{len(smoothing)} activations smoothed: {start:.1f} to {decibels:.1f} dB"
+                ctx.note("DYN110", None, text if kept else "smoothing activations did not help")
+        start = decibels
+        if self.rounding == "gptq":
+            rounded = round_together(ctx, list(grades), bench.numbers, samples)
+            numbers = replace(bench.numbers, rounded=rounded)
+            bench, decibels, kept = _tuned(bench, grades, reference, numbers, decibels)
+            text = f"{len(rounded)} weights rounded together: {start:.1f} to {decibels:.1f} dB"
+            ctx.note("DYN111", None, text if kept else "rounding weights together did not help")
+        return bench, decibels
 
     def _placed(self, ctx: Context, search: DynamicPlacement) -> list[Site]:
         if self.placement != "measured":
@@ -225,50 +256,14 @@ def _split(samples: list[Feeds]) -> tuple[list[Feeds], list[Feeds]]:
     return [s for i, s in enumerate(samples) if (i + 1) % _KEPT_BACK], judged[:_JUDGED]
 
 
-def _smoothed(
-    ctx: Context,
+def _tuned(
     bench: DynamicBench,
     grades: Mapping[Site, int],
     reference: Reference,
-    samples: Sequence[Feeds],
+    numbers: Numbers,
     decibels: float,
-) -> tuple[DynamicBench, float]:
-    """Divides channels where that is expected to help, and keeps it if it does on other samples."""
-    smoothing = _smoothing(ctx, list(grades), samples)
-    if not smoothing:
-        return bench, decibels
-    smooth = bench.with_smoothing(smoothing)
-    found = smooth.decibels(grades, reference)
-    if found < decibels + _GAINED_DB:
-        return bench, decibels
-    count = len(smoothing)
-    ctx.note("DYN110", None, f"{count} activations smoothed: {decibels:.1f} to {found:.1f} dB")
-    return smooth, found
-
-
-def _smoothing(
-    ctx: Context, sites: Sequence[Site], samples: Sequence[Feeds]
-) -> dict[ir.Value, np.ndarray]:
-    """Returns what to divide the channels of activations by, for those where it is expected to help."""
-    readers: dict[ir.Value, list[Site]] = {}
-    for site in sites:
-        if site.kind == "product" and site.node.graph is ctx.model.graph and site.source.name:
-            readers.setdefault(site.source, []).append(site)
-    if not readers:
-        return {}
-    stats = observe_channels(
-        ctx.model,
-        {value.name or "": -1 for value in readers},
-        {value.name or "": found[0].depth for value, found in readers.items()},
-        samples,
-        threads=ctx.threads,
-        progress=ctx.progress,
-    )
-    scales = {}
-    for value, found in readers.items():
-        seen = stats[value.name or ""]
-        weights = [Reader(site.matrix().T[:, :, None]) for site in found]
-        scale, gain = best_scale(seen, weights)
-        if gain >= _EXPECTED_DB and noise(seen, weights, np.ones(found[0].depth)) > 0.0:
-            scales[value] = scale.astype(np.float32)
-    return scales
+) -> tuple[DynamicBench, float, bool]:
+    """Makes numbers in another way, and keeps that if it brings samples nearer that it was not made from."""
+    tuned = replace(bench, numbers=numbers)
+    found = tuned.decibels(grades, reference)
+    return (tuned, found, True) if found >= decibels + _GAINED_DB else (bench, decibels, False)
