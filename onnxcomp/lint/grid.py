@@ -111,8 +111,8 @@ def grid_of(node: ir.Node) -> Grid | None:
 
 def dequantize(numbers: NDArray[Any], grid: Grid) -> NDArray[np.float32] | None:
     """Returns the values that numbers stand for, as the standard's DequantizeLinear; None if they do not fit."""
-    scale = _spread(numbers.shape, grid.scale, grid)
-    zero = np.zeros(1) if grid.zero is None else _spread(numbers.shape, grid.zero, grid)
+    scale = along(numbers.shape, grid.scale, grid)
+    zero = np.zeros(1) if grid.zero is None else along(numbers.shape, grid.zero, grid)
     if scale is None or zero is None:
         return None
     difference = numbers.astype(np.int64) - np.asarray(zero).astype(np.int64)
@@ -120,8 +120,8 @@ def dequantize(numbers: NDArray[Any], grid: Grid) -> NDArray[np.float32] | None:
     return values
 
 
-def _spread(shape: tuple[int, ...], parameters: NDArray[Any], grid: Grid) -> NDArray[Any] | None:
-    """Parameters in a shape that broadcasts to that of the numbers."""
+def along(shape: tuple[int, ...], parameters: NDArray[Any], grid: Grid) -> NDArray[Any] | None:
+    """Returns parameters in a shape that broadcasts to that of the numbers; None if they do not fit."""
     if parameters.size == 1:
         return parameters.reshape(())
     axis = grid.axis + len(shape) if grid.axis < 0 else grid.axis

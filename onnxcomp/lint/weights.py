@@ -10,7 +10,7 @@ import numpy as np
 from onnxcomp.diagnostics import Severity
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import attribute, constant, input_at, standard_op
-from onnxcomp.lint.grid import Grid, dequantize, grid_of
+from onnxcomp.lint.grid import Grid, along, dequantize, grid_of
 from onnxcomp.lint.rule import Finding, finding
 from onnxcomp.lint.view import is_quantizer
 from onnxcomp.quant.weights import weight_params
@@ -246,31 +246,27 @@ def quantized_at_run(view: View) -> Iterator[Finding]:
         grid = view.grid(node)
         if tensor is None or grid is None or tensor.dtype != ir.DataType.FLOAT:
             continue
-        numbers = _numbers(tensor, grid)
+        fits = grid.dtype in {ir.DataType.INT8, ir.DataType.UINT8} and not grid.block
         yield finding(
             node,
             f"quantizes a constant of {tensor.size} numbers that is stored in float, four times as large",
-            None if numbers is None else partial(_store_numbers, node, grid),
+            partial(_store_numbers, node, grid) if fits and bool((grid.scale > 0).all()) else None,
         )
 
 
 def _numbers(tensor: ir.TensorProtocol, grid: Grid) -> NDArray[Any] | None:
-    """The quantized numbers of a constant, None where this is no plain 8 bits."""
-    if grid.dtype not in {ir.DataType.INT8, ir.DataType.UINT8} or grid.block:
-        return None
+    """The quantized numbers of a constant, None where parameters do not fit or it holds no numbers."""
     values = tensor.numpy()
-    low, high = grid.limits
-    probe = dequantize(np.zeros((1,) * 0 if grid.single else values.shape, np.int32), grid)
-    if probe is None or not np.isfinite(values).all() or not (grid.scale > 0).all():
+    if grid.dtype is None or not np.isfinite(values).all():
         return None
-    shape = [1] * values.ndim
-    if not grid.single:
-        shape[grid.axis] = -1
-    scale = grid.scale.reshape(shape if not grid.single else ())
-    zero = 0 if grid.zero is None else grid.zero.astype(np.int64).reshape(scale.shape)
+    scale = along(values.shape, grid.scale, grid)
+    zero = along(values.shape, np.zeros(1) if grid.zero is None else grid.zero, grid)
+    if scale is None or zero is None:
+        return None
     # In single precision, as kernels divide.
-    rounded = np.rint(values / scale.astype(np.float32)) + zero
-    return np.clip(rounded, low, high).astype(grid.dtype.numpy())
+    rounded = np.rint(values / scale.astype(np.float32)) + zero.astype(np.int64)
+    numbers: NDArray[Any] = np.clip(rounded, *grid.limits).astype(grid.dtype.numpy())
+    return numbers
 
 
 def _store_numbers(node: ir.Node, grid: Grid, edit: Edit) -> None:

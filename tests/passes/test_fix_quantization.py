@@ -221,3 +221,61 @@ def test_values_stay_within_a_step_of_what_they_were(
 
 def values_of_erf(numbers: np.ndarray) -> list[float]:
     return [math.erf(float(number)) for number in numbers]
+
+
+def test_bodies_are_mended_too() -> None:
+    text = """
+        g (float[1, 4] x, bool c) => (float[1, 4] y) <float s = {0.1}, uint8 z = {128}> {
+          y = If (c) <
+            then_branch = yes () => (float[1, 4] a) {
+              q = QuantizeLinear (x, s, z) d = DequantizeLinear (q, s, z) a = Tanh (d) },
+            else_branch = no () => (float[1, 4] b) { b = Identity (x) }>
+        }"""
+    result = fixed(text)
+    assert kinds(result) == ["Identity", "If", "Tanh"]
+
+
+def test_old_opsets_have_limits_as_attributes() -> None:
+    text = (
+        '<ir_version: 5, opset_import: ["": 10]> g (float[1, 4] x) => (float[1, 4] y) '
+        "<float s = {0.1}, uint8 z = {0}> { e = Erf (x) q = QuantizeLinear (e, s, z) "
+        "d = DequantizeLinear (q, s, z) y = Tanh (d) }"
+    )
+    result = fixed(text)
+    assert kinds(result) == ["Clip", "Erf", "Tanh"]
+    x = noise()[:, 0, 0, :4]
+    assert np.abs(values(model(text), x) - values(result.model, x)).max() <= 0.05
+
+
+def test_a_constant_for_many_readers_stays_with_those_that_compute_with_it() -> None:
+    text = image(
+        f"{IN} {WEIGHT} a = {CONV} (xd, wd) aq = QuantizeLinear (a, s, z) "
+        f"ad = DequantizeLinear (aq, s, z) b = Erf (ad) y = {CONV} (b, wd)"
+    )
+    result = fixed(text)
+    assert kinds(result).count("DequantizeLinear") >= 2
+    x = noise()
+    before, after = values(model(text), x), values(result.model, x)
+    assert np.abs(before - after).max() <= 0.1 * np.abs(before).max()
+
+
+def test_a_constant_that_is_quantized_in_every_run_is_stored() -> None:
+    text = image(
+        f"{IN} wq = QuantizeLinear (f, fs, fz) wd = DequantizeLinear (wq, fs, fz) "
+        f"a = {CONV} (xd, wd) {OUT}"
+    ).replace(
+        "int8 sz",
+        "float[8, 8, 3, 3] f, float[8] fs = {0.01, 0.02, 0.03, 0.01, 0.01, 0.05, 0.01, 0.01}, "
+        "int8[8] fz = {0, 0, 0, 0, 0, 0, 0, 0}, int8 sz",
+    )
+    text = text.replace("= QuantizeLinear (f", "= QuantizeLinear <axis = 0> (f").replace(
+        "= DequantizeLinear (wq", "= DequantizeLinear <axis = 0> (wq"
+    )
+    result = fixed(text, only=("LNT107",))
+    assert "float" not in {
+        str(t.dtype).lower()
+        for v in result.model.initializers()
+        if (t := v.const_value) is not None and len(t.shape) == 4
+    }
+    x = noise()
+    np.testing.assert_array_equal(values(model(text), x), values(result.model, x))
