@@ -15,6 +15,7 @@ from onnxcomp.passbase import Context, Pass
 from onnxcomp.quant.provider_graph import ProviderGraph
 from onnxcomp.runtime import available_providers, newest_opset, optimized_model
 from onnxcomp_passes.convert.opsets import convert
+from onnxcomp_passes.quantize.weight_bias import correct_bias
 from onnxcomp_passes.quantize.weight_forms import Writer
 from onnxcomp_passes.quantize.weight_methods import fit_site, grams_of, round_site
 from onnxcomp_passes.quantize.weight_plans import (
@@ -302,6 +303,8 @@ class _Kept:
         if self._memory:
             self._done.append((plan, stored, table))
         site, writer = plan.site, self._writer
+        if stored.shift is not None:
+            correct_bias(self._ctx.edit, site, stored.shift)
         if plan.form == "unpacked" and not site.is_table:
             writer.unpacked(site, stored)
             return

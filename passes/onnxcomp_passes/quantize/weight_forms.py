@@ -36,10 +36,12 @@ class Stored:
     Attributes:
         numbers: Its numbers as (K, N), int8 or uint8.
         grid: What they stand for.
+        shift: What rounding takes from the mean of each output, for a bias to give back; None for nothing.
     """
 
     numbers: NDArray[Any]
     grid: BlockGrid
+    shift: NDArray[np.float64] | None = None
 
     @property
     def scheme(self) -> BlockScheme:

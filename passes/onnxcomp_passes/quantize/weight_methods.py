@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from onnxcomp.quant.blocks import block_params
 from onnxcomp.quant.gptq import gptq
 from onnxcomp.quant.grams import collect_grams, gram_readers
+from onnxcomp_passes.quantize.weight_bias import bias_of
 from onnxcomp_passes.quantize.weight_forms import Stored, as_matrix
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ DataFree = Literal["rtn", "mse", "hqq"]
 
 _MOST_SAMPLES = 512
 # Damping of GPTQ, as a share of the mean diagonal: by columns for each row seen, between two ends.
-_RARE, _DAMPING = 0.03, (0.01, 1.0)
+_RARE, _DAMPING = 0.1, (0.03, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,36 +59,51 @@ def fit_site(site: Site, scheme: BlockScheme, fit: Gram, judge: Gram) -> Judged:
 
     Rounding to nearest, scales of least squares, and GPTQ on these compete; GPTQ, if it wins, is done
     again with all samples. Its grids do not weigh rows by what they multiply: measured, GPTQ on plain
-    grids generalises better, and rare inputs keep their rows.
+    grids generalises better, and rare inputs keep their rows. Where a bias follows, that takes care of
+    the mean, and GPTQ of the rest (the Gram matrix of rows without their mean).
     """
     matrix, dtype = as_matrix(site), site.tensor.dtype.numpy()
+    biased = bias_of(site) is not None
 
     def on(grid: BlockGrid, values: NDArray[Any]) -> Stored:
         return Stored(grid.quantize(values), grid)
 
+    def with_gptq(gram: Gram) -> Stored:
+        numbers = on(least, _gptq(matrix, gram, least, centred=biased))
+        shift = gram.mean @ _missed(matrix, numbers) if biased else None
+        return replace(numbers, shift=shift)
+
     nearest = block_params(matrix, scheme, "rtn", scale_dtype=dtype)
     least = block_params(matrix, scheme, "mse", scale_dtype=dtype)
-    tried = {
-        "rtn": on(nearest, matrix),
-        "mse": on(least, matrix),
-        "gptq": on(least, _gptq(matrix, fit, least)),
-    }
+    tried = {"rtn": on(nearest, matrix), "mse": on(least, matrix), "gptq": with_gptq(fit)}
     errors = {name: _error(judge, matrix, stored) for name, stored in tried.items()}
     best = min(errors, key=errors.__getitem__)
     share = errors[best] / max(errors["rtn"], 1e-300)
     if best == "gptq":
-        tried[best] = on(least, _gptq(matrix, fit + judge, least))
+        tried[best] = with_gptq(fit + judge)
     return Judged(tried[best], best, share)
 
 
-def _gptq(matrix: NDArray[Any], gram: Gram, grid: BlockGrid) -> NDArray[Any]:
+def _gptq(matrix: NDArray[Any], gram: Gram, grid: BlockGrid, *, centred: bool) -> NDArray[Any]:
     """GPTQ; the fewer rows were seen, the less their correlations are believed."""
     damping = float(np.clip(_RARE * matrix.shape[0] / max(gram.count, 1), *_DAMPING))
-    return gptq(matrix, gram.matrix, grid.round_row, damping=damping)
+    seen = gram.centred if centred else gram.matrix
+    return gptq(matrix, seen, grid.round_row, damping=damping)
+
+
+def _missed(matrix: NDArray[Any], stored: Stored) -> NDArray[np.float64]:
+    rounded: NDArray[np.float64] = stored.grid.dequantize(stored.numbers).astype(np.float64)
+    return matrix - rounded
 
 
 def _error(gram: Gram, matrix: NDArray[Any], stored: Stored) -> float:
-    return gram.error(matrix - stored.grid.dequantize(stored.numbers))
+    """Squared error of the layer's output, bias included."""
+    missed = _missed(matrix, stored)
+    error = gram.error(missed)
+    if stored.shift is not None:
+        error += float(gram.count * np.square(stored.shift).sum())
+        error -= 2.0 * float(stored.shift @ (gram.total @ missed))
+    return error
 
 
 def grams_of(
