@@ -11,7 +11,7 @@ from onnxcomp.ir.ops import array, attribute, constant, input_at, is_op, single_
 from onnxcomp.quant.plan_inputs import keep_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from onnxcomp.analysis.shapes import ShapeMap
     from onnxcomp.targets import Family, Target
@@ -122,6 +122,9 @@ def find_candidates(
             result.refused.append((node, reason))
         else:
             result.found[key_of(node)] = _candidate(node, family, target, options)
+    for candidate in list(result):
+        if candidate.absorbed is not None:
+            result.found.pop(key_of(candidate.absorbed), None)
     if target.style == "inputs":
         keep_inputs(result, shapes)
     return result
@@ -132,7 +135,7 @@ def _candidate(node: ir.Node, family: Family, target: Target, options: Filter) -
     return Candidate(
         node,
         family,
-        _absorbed(node, target, options),
+        _absorbed(node, target.absorbed_behind(family), options),
         weight,
         tuple(_activation_indices(node, family, weight)),
     )
@@ -225,12 +228,12 @@ def _unfit_resize(node: ir.Node) -> str:
     return ""
 
 
-def _absorbed(node: ir.Node, target: Target, options: Filter) -> ir.Node | None:
+def _absorbed(node: ir.Node, absorbable: Collection[str], options: Filter) -> ir.Node | None:
     """Returns the Relu or Clip behind a node that a Q starting at 0 makes redundant."""
     if len([value for value in node.outputs if value.name]) != 1:
         return None
     reader = single_use(node.outputs[0])
-    if reader is None or reader.graph is not node.graph or not is_op(reader, *target.absorbable):
+    if reader is None or reader.graph is not node.graph or not is_op(reader, *absorbable):
         return None
     if reader.inputs[0] is not node.outputs[0] or options.rejects(reader):
         return None

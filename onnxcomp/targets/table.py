@@ -139,6 +139,8 @@ class Absorbed(Row):
     """Operators that vanish into the Q behind them."""
 
     types: tuple[str, ...]
+    behind: tuple[str, ...] = ()
+    """Families that they have to stand behind, any when empty."""
 
 
 class Format(Row):
@@ -249,6 +251,11 @@ class Target(_Table):
     def absorbable(self) -> frozenset[str]:
         """Operators that vanish into the Q behind them when its range makes them redundant."""
         return frozenset(kind for row in self.absorbed for kind in row.types)
+
+    def absorbed_behind(self, family: Family) -> frozenset[str]:
+        """Returns the operators behind a family that vanish into the Q behind them."""
+        rows = [row for row in self.absorbed if not row.behind or family.name in row.behind]
+        return frozenset(kind for row in rows for kind in row.types)
 
     def family_of(self, op_type: str | None) -> Family | None:
         """Returns how an operator is computed in int8, None when it is not."""

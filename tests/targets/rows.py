@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # An operator between Conv nodes, which providers run in int8 anyway. `a` and `a2` are [1, 16, 8, 8].
 _BETWEEN = {
     "Conv": "b = Conv <kernel_shape = [1, 1]> (a, w, c)",
-    "ConvTranspose": "b = ConvTranspose <kernel_shape = [2, 2], strides = [2, 2]> (a, t, c)",
+    "ConvTranspose": "r = Relu (a) b = ConvTranspose <kernel_shape = [2, 2], strides = [2, 2]> (r, t, c1)",
     "Add": "b = Add (a, a2)",
     "Mul": "b = Mul (a, a2)",
     "Sub": "b = Sub (a, a2)",
