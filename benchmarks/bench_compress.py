@@ -4,17 +4,19 @@
                                         [--more-pythons PYTHON...] [--work DIR] [--rounds 21]
 
 Everybody gets the model and the same calibration data, and is scored on evaluation data that nobody
-saw, with the bundle's own metric where there is one. Latency is a ratio to the original model, one
+saw, with the bundle's own metric where there is one. Models with LSTM are also compressed with
+--contrib, which allows the operator in int8 that only onnxruntime knows. Latency is a ratio to the original model, one
 thread, all models of a bundle interleaved. Results of peers are kept in --work and used again.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import onnx
 from _common import (
     RESULTS,
     Row,
@@ -45,7 +47,7 @@ COLUMNS = [
     "seconds",
     "note",
 ]
-OURS = "onnxcomp"
+OURS, CONTRIB = "onnxcomp", "onnxcomp_contrib"
 # A latency closer than this is the same; so is a metric or an SQNR.
 SAME_LATENCY, SAME_METRIC, SAME_SQNR = 0.03, 0.0005, 0.1
 
@@ -103,12 +105,29 @@ def _tools(
         for name in quantizers_for(bundle.model)
         if name in chosen.peers and QUANTIZERS[name][0] in there
     }
-    return (
-        tools if chosen.only_peers else {OURS: lambda out: _compress(chosen, bundle, out), **tools}
-    )
+    if chosen.only_peers:
+        return tools
+    ours: dict[str, Tool] = {OURS: lambda out: _compress(chosen, bundle, out)}
+    if _has_recurrence(bundle.model):
+        ours[CONTRIB] = lambda out: _compress(chosen, bundle, out, "--contrib")
+    return {**ours, **tools}
 
 
-def _compress(chosen: argparse.Namespace, bundle: Bundle, out: Path) -> Quantized:
+def _has_recurrence(model: Path) -> bool:
+    """Whether onnxruntime's own operators could do more than the standard's."""
+    return any(node.op_type == "LSTM" for node in all_nodes(onnx.load(str(model)).graph))
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Nodes of a graph and of the bodies in it."""
+    for node in graph.node:
+        yield node
+        for each in node.attribute:
+            if each.type == onnx.AttributeProto.GRAPH:
+                yield from all_nodes(each.g)
+
+
+def _compress(chosen: argparse.Namespace, bundle: Bundle, out: Path, *more: str) -> Quantized:
     child = run_child(
         onnxcomp_command(
             chosen.python,
@@ -122,6 +141,7 @@ def _compress(chosen: argparse.Namespace, bundle: Bundle, out: Path) -> Quantize
             chosen.max_drop,
             "--threads",
             "1",
+            *more,
             "-o",
             out,
         ),
@@ -174,7 +194,7 @@ def _blank(bundle: Bundle, tool: str) -> Row:
 def _made(name: str, tool: Tool, out: Path) -> Quantized:
     """Runs a tool; what a peer wrote in an earlier run is good enough."""
     record = out.with_suffix(".json")
-    if name != OURS and record.exists():
+    if name not in (OURS, CONTRIB) and record.exists():
         made = Quantized(**json.loads(record.read_text()))
         if made.failure or out.exists():
             return made
@@ -201,6 +221,7 @@ def _verdicts(rows: list[Row]) -> list[str]:
     verdicts = []
     for name in dict.fromkeys(row["model"] for row in rows):
         by_tool = {row["tool"]: row for row in rows if row["model"] == name and "metric" in row}
+        by_tool.pop(CONTRIB, None)
         ours = by_tool.pop(OURS, None)
         base = by_tool.pop("float", None)
         if ours is None or base is None:
