@@ -36,7 +36,12 @@ ROUNDED = frozenset(
         *("DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
     }
 )
+CONTRIB = "com.microsoft"
 GATES = 4
+# What onnxruntime's optimizers make of MatMul; of these only Attention has an int8 kernel.
+_OPTIMIZED = frozenset({"Attention", "MultiHeadAttention", "FusedMatMul", "FusedGemm"})
+_ATTENTION_ATTRIBUTES = frozenset({"num_heads", "unidirectional", "mask_filter_value", "scale"})
+_ATTENTION_INPUTS = 5
 _FLOAT = ir.DataType.FLOAT
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 # Below these sizes the kernel in float is as fast (measured with 1 to 256 rows).
@@ -50,7 +55,7 @@ class Site:
     """A node that multiplies an activation with a constant matrix.
 
     Attributes:
-        node: The node: MatMul, Gemm or LSTM.
+        node: The node: MatMul, Gemm, LSTM or onnxruntime's Attention.
         kind: How it is rewritten.
         source: The activation.
         weight: The matrix; of an LSTM that of the input.
@@ -62,7 +67,7 @@ class Site:
     """
 
     node: ir.Node
-    kind: Literal["product", "lstm"]
+    kind: Literal["product", "lstm", "attention"]
     source: ir.Value
     weight: ir.Value
     tensors: tuple[ir.TensorProtocol, ...]
@@ -72,7 +77,7 @@ class Site:
     follower: ir.Node | None = None
 
     def matrix(self) -> NDArray[Any]:
-        """Reads the weight of a product as rows and columns."""
+        """Reads the weight of a product or of an attention as rows and columns."""
         found = self.tensors[0].numpy()
         return found.T if self.transposed else found
 
@@ -135,6 +140,8 @@ def find_sites(model: Model, shapes: ShapeMap, options: Filter, *, contrib: bool
 
 def _site(node: ir.Node, shapes: ShapeMap, *, contrib: bool) -> Site | str:
     """The site of a node, or why it is none; empty for nodes that do not matter."""
+    if node.domain == CONTRIB and node.op_type in _OPTIMIZED:
+        return _attention(node)
     name = standard_op(node)
     if name in _RECURRENT:
         return _recurrence(node, shapes, contrib=contrib)
@@ -209,6 +216,23 @@ def _recurrence(node: ir.Node, shapes: ShapeMap, *, contrib: bool) -> Site | str
         return "its weights have an unusual shape"
     tensors = (tensor, recurrent)
     return Site(node, "lstm", source, weight, tensors, outer[2] + inner[2], outer[1])
+
+
+def _attention(node: ir.Node) -> Site | str:
+    """An Attention as onnxruntime's optimizer of transformers writes it, which has QAttention beside it."""
+    if node.op_type != "Attention":
+        return f"onnxruntime has no int8 form of {node.op_type}; quantize first, optimize then"
+    source, weight = input_at(node, 0), input_at(node, 1)
+    tensor = constant(weight)
+    if source is None or weight is None or tensor is None or constant(input_at(node, 2)) is None:
+        return "its weight is not a constant"
+    if tensor.dtype != _FLOAT or len(tensor.shape) != 2 or not tensor.size:
+        return "its weight is not a matrix of float32"
+    extra = [value for value in node.inputs[_ATTENTION_INPUTS:] if value is not None]
+    if extra or not set(node.attributes) <= _ATTENTION_ATTRIBUTES:
+        return "it uses what onnxruntime's QAttention does not have"
+    depth, width = tensor.shape.numpy()
+    return Site(node, "attention", source, weight, (tensor,), depth, width)
 
 
 def _rows(shapes: ShapeMap, value: ir.Value) -> int:

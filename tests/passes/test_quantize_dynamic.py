@@ -220,6 +220,21 @@ def test_an_lstm_becomes_the_runtimes_own_when_asked(direction: str, count: int)
     assert sqnr(proto, got, feeds((7, 2, 5), 4)) > 25
 
 
+ATTENTION = """<ir_version: 8, opset_import: ["": 13, "com.microsoft": 1]>
+    g (float[2, 9, 16] x) => (float[2, 9, 16] y) <float[16, 48] w, float[48] b> {
+      y = com.microsoft.Attention <num_heads = 4 EXTRA> (x, w, b)
+    }"""
+
+
+def test_attention_of_an_optimized_model_becomes_its_int8_form() -> None:
+    proto = model(ATTENTION.replace("EXTRA", ", unidirectional = 1"))
+    got, _ = run_pass(EVERYTHING, proto)
+    assert kinds(got) == ["DynamicQuantizeLinear", "QAttention"]
+    assert sqnr(proto, got, feeds((2, 9, 16), 4)) > 25
+    other = ATTENTION.replace("EXTRA", ", qkv_hidden_sizes = [16, 16, 16]")
+    assert_refuses(EVERYTHING, model(other), code="DYN103")
+
+
 def test_an_old_opset_is_raised() -> None:
     proto = model("""<ir_version: 4, opset_import: ["": 9]>
         g (float[4, 8] x) => (float[4, 4] y) <float[8, 4] w> { y = MatMul (x, w) }""")
@@ -250,6 +265,22 @@ def test_two_digits_where_one_costs_too_much() -> None:
     assert sqnr(proto, one.model, samples) < 5
     assert sqnr(proto, result.model, samples) > 15
     assert kinds(result.model.to_proto()).count("DynamicQuantizeLinear") == 2
+
+
+def test_numbers_of_a_weight_make_up_for_each_other() -> None:
+    """Channels that go together: what rounding one of them loses, another one can give back."""
+    proto = model("""
+        g (float[N, 64] x) => (float[N, 64] y) <float[64, 64] w> { y = MatMul (x, w) }""")
+    rng = np.random.default_rng(5)
+    mixing = rng.normal(size=(8, 64)) + 0.05 * rng.normal(size=(8, 64))
+    samples = [{"x": (rng.normal(size=(64, 8)) @ mixing).astype("f4")} for _ in range(20)]
+    found = {}
+    for rounding in ("nearest", "gptq"):
+        step = QuantizeDynamic(placement="all", smooth=False, rounding=rounding, floor_db=0)
+        result = Pipeline((step,)).run(proto, samples=samples)
+        found[rounding] = sqnr(proto, result.model, samples)
+        assert ("DYN111" in {d.code for d in result.diagnostics}) == (rounding == "gptq")
+    assert found["gptq"] > found["nearest"] + 1
 
 
 def test_smoothing_where_one_channel_is_loud() -> None:

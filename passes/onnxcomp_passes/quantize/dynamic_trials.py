@@ -249,7 +249,9 @@ class Recovery:
         return ranked
 
     def _improve(self, site: Site, current: dict[Site, int]) -> None:
-        affordable = site.kind == "lstm" or self.placement.pays_in_two_digits(site)
+        affordable = site.kind == "lstm" or (
+            site.kind == "product" and self.placement.pays_in_two_digits(site)
+        )
         if current[site] < FINE and affordable:
             current[site] = FINE
             fine = "a scale for each column" if site.kind == "lstm" else "two digits"

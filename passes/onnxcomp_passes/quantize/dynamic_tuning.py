@@ -91,4 +91,4 @@ def round_together(
 def _products(ctx: Context, sites: Sequence[Site]) -> list[Site]:
     """The sites whose activations can be looked at."""
     graph = ctx.model.graph
-    return [s for s in sites if s.kind == "product" and s.node.graph is graph and s.source.name]
+    return [s for s in sites if s.kind != "lstm" and s.node.graph is graph and s.source.name]

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import attribute, input_at
-from onnxcomp.quant.dynamic import scaled_bias
+from onnxcomp.quant.dynamic import CONTRIB, scaled_bias
 from onnxcomp.quant.weights import FULL_RANGE, REDUCED_RANGE, weight_params
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
-CONTRIB = "com.microsoft"
 FINE = 2
 _GEMM_ATTRIBUTES = ("alpha", "beta", "transA", "transB")
 # Where an int8 LSTM takes scale and zero point of the weights of its input and of its state.
@@ -104,6 +103,8 @@ class DynamicWriter:
         for site, grade in grades.items():
             if site.kind == "lstm":
                 self._lstm(site, fine=grade == FINE)
+            elif site.kind == "attention":
+                self._attention(site)
             else:
                 self._product(site, fine=grade == FINE)
         self._drop_unused()
@@ -284,7 +285,31 @@ class DynamicWriter:
         found: Found = self.memory[key]
         return found
 
-    # -- LSTM ----------------------------------------------------------------------------------------
+    # -- onnxruntime's own operators -------------------------------------------------------------------
+
+    def _attention(self, site: Site) -> None:
+        node = site.node
+        digit = self._digit(site)
+        weight, scale = self._matrix(site)
+        bias, mask, past = (input_at(node, index) for index in (2, 3, 4))
+        wanted = [
+            digit.numbers,
+            weight,
+            bias,
+            digit.scale,
+            scale,
+            mask,
+            digit.zero_point,
+            None,
+            past,
+        ]
+        while wanted[-1] is None:
+            wanted.pop()
+        for index, value in enumerate(wanted):
+            self.edit.set_input(node, index, value)
+        self.edit.truncate_inputs(node, len(wanted))
+        self.edit.set_operator(node, "QAttention", CONTRIB)
+        self.edit.count("nodes in int8")
 
     def _lstm(self, site: Site, *, fine: bool) -> None:
         """Turns an LSTM into onnxruntime's DynamicQuantizeLSTM, whose weights are transposed.
