@@ -16,7 +16,7 @@ from onnxcomp.ir import Model
 from onnxcomp.optimization import SIMPLIFY
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.quant.palette import kmeans, nearest, palettize
-from onnxcomp.runtime import Session
+from onnxcomp.runtime import Session, optimized_model
 from onnxcomp_passes.quantize.coded_weights import find_weights
 from onnxcomp_passes.quantize.palettize_weights import PalettizeWeights
 from tests.helpers.check import assert_refuses, assert_rolls_back
@@ -86,11 +86,20 @@ def test_what_the_file_expands_to_is_the_palette() -> None:
 
 
 def test_the_runtime_expands_it_once_when_it_loads() -> None:
-    from onnxcomp.runtime import optimized_model
-
     kinds = {node.op_type for node in optimized_model(Model.load(palettized(bits=3))).graph.node}
     assert not kinds & {"BitShift", "Cast", "Mul", "Add"} - {"Add"}
     assert "BitShift" not in kinds
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_expanding_in_every_run_gives_the_same_and_survives_optimisers(bits: int) -> None:
+    loaded, run = palettized(bits=bits, skip=("table",)), palettized(bits=bits, expand="run")
+    given = feeds(1)[0]
+    with Session.open(loaded) as one, Session.open(run) as two:
+        assert np.array_equal(one.run(given)["y"], two.run(given)["y"])
+    kinds = [node.op_type for node in optimized_model(Model.load(run)).graph.node]
+    assert kinds.count("Gather") == 4
+    assert Pipeline.parse(SIMPLIFY).run(run).model.nbytes < 1.1 * Model.load(run).nbytes
 
 
 def test_simplifying_does_not_blow_it_up_again() -> None:

@@ -47,12 +47,14 @@ class CodedWeight:
         value: The weight.
         shape: Its shape.
         kept: Axes of its output channels.
+        is_table: Whether rows are picked from it.
         layers: The layers that read it as their weight.
     """
 
     value: ir.Value
     shape: tuple[int, ...]
     kept: tuple[int, ...]
+    is_table: bool
     layers: tuple[Layer, ...]
 
     @property
@@ -103,7 +105,8 @@ def find_weights(
             if (layer := layer_of(use.node)) is not None and layer.weight is value
         )
         kept = _channels(readers[0].node, readers[0].idx, shape)
-        found.append(CodedWeight(value, shape, kept, layers))
+        is_table = any(is_op(use.node, *_TABLES) for use in readers)
+        found.append(CodedWeight(value, shape, kept, is_table, layers))
     return found
 
 
@@ -183,11 +186,14 @@ class Expander:
     """Writes the nodes that turn packed indices into numbers; constants that are the same are shared.
 
     onnxruntime computes them when it loads the model, because all of it is constant: the file is small,
-    memory and speed of a run are those of a float model.
+    memory and speed of a run are those of a float model. With `in_run` a zero that only looks random keeps
+    it from doing so: weights stay packed in memory, and every run takes the time to unpack them.
     """
 
     edit: Edit
     opset: int
+    in_run: bool = False
+    _zeros: dict[int, ir.Value] = field(default_factory=dict)
     _shared: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
     _firsts: dict[int, ir.Node] = field(default_factory=dict)
 
@@ -211,16 +217,34 @@ class Expander:
         if piece.bits < 8:
             # To the left and back again: what lies beside a number falls out.
             up = 8 - piece.bits * (1 + np.arange(piece.per_byte))
-            value = self._shift(like, value, up.astype(np.uint8), "LEFT")
-            value = self._shift(like, value, np.asarray(8 - piece.bits, np.uint8), "RIGHT")
+            value = self._shift(like, value, self._amount(like, up.astype(np.uint8)), "LEFT")
+            down = self.shared(like, np.asarray(8 - piece.bits, np.uint8))
+            value = self._shift(like, value, down, "RIGHT")
             value = self.op("Reshape", [value, self.shared(like, np.array([-1], np.int64))], like)
+        elif self.in_run:
+            value = self._shift(like, value, self._zero(like), "LEFT")
         return self.op("Cast", [value], like, {"to": ir.AttrInt64("to", int(ir.DataType.INT32))})
 
-    def _shift(
-        self, like: ir.Value, value: ir.Value, by: NDArray[np.uint8], direction: str
-    ) -> ir.Value:
-        amount = self.shared(like, by)
+    def _shift(self, like: ir.Value, value: ir.Value, amount: ir.Value, direction: str) -> ir.Value:
         return self.op("BitShift", [value, amount], like, {"direction": direction})
+
+    def _amount(self, like: ir.Value, by: NDArray[np.uint8]) -> ir.Value:
+        amount = self.shared(like, by)
+        if not self.in_run:
+            return amount
+        key = (id(_graph(like)), "in run", by.tobytes())
+        if key not in self._shared:
+            self._shared[key] = self._shift(like, amount, self._zero(like), "LEFT")
+        return self._shared[key]
+
+    def _zero(self, like: ir.Value) -> ir.Value:
+        """A zero that no optimiser computes ahead of time."""
+        graph = _graph(like)
+        if id(graph) not in self._zeros:
+            drawn = self.op("RandomUniform", [], like, {"shape": [1], "low": 0.0, "high": 0.5})
+            cast = {"to": ir.AttrInt64("to", int(ir.DataType.UINT8))}
+            self._zeros[id(graph)] = self.op("Cast", [drawn], like, cast)
+        return self._zeros[id(graph)]
 
     def _cut(self, like: ir.Value, value: ir.Value, size: int, padding: int) -> ir.Value:
         """Drops what fills up the last byte."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -45,7 +45,7 @@ class PalettizeWeights(Pass):
     weight as many bits as it is worth.
 
     Standard operators only (Gather, BitShift), computed when a model is loaded: what this saves is the
-    size of the file; memory, speed and the time to load are those of a float model, or a little more.
+    size of the file; memory and speed are those of a float model, and loading takes a little longer.
 
         MatMul(x, w)      MatMul(x, Gather(codebook, unpacked indices) * scale)
     """
@@ -68,6 +68,9 @@ class PalettizeWeights(Pass):
     """A scale for each output channel."""
     compensate: bool = True
     """With samples: let weights make up for the errors of others (GPTQ), where that helps."""
+    expand: Literal["load", "run"] = "load"
+    """Compute weights when the model is loaded, or in every run: then memory stays small too, and runs take
+    several times as long. Tables, of which a run reads a few rows, are left as they are then."""
     least_sqnr_db: float = 15.0
     """Ratio of signal to noise on held-out samples up to which bits are added."""
     only: tuple[str, ...] = ()
@@ -82,6 +85,8 @@ class PalettizeWeights(Pass):
             ctx.skip("PAL102", None, f"the model has opset {ctx.model.opset}", hint)
             return
         weights = [w for w in find_weights(ctx.model, self.only, self.skip) if _is_finite(ctx, w)]
+        if self.expand == "run":
+            weights = [weight for weight in weights if not weight.is_table]
         if not weights:
             ctx.skip("PAL105", None, "no weight to do")
             return
@@ -278,7 +283,8 @@ class _Work:
         }
 
     def _write(self, palettes: Mapping[CodedWeight, Palette]) -> None:
-        expander = Expander(self.ctx.edit, self.ctx.model.opset)
+        in_run = self.options.expand == "run"
+        expander = Expander(self.ctx.edit, self.ctx.model.opset, in_run)
         for weight, palette in palettes.items():
             value, like = expander.indices(weight.value, palette.codes, palette.bits), weight.value
             colours = expander.tensor(like, palette.colours, "codebook")
