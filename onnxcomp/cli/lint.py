@@ -31,7 +31,7 @@ _SEVERITIES = ("error", "warning", "never")
 @click.command(cls=Command)
 @model_argument
 @click.option(
-    "--target", default="cpu", show_default=True, help="Where the model shall run, see `convert`."
+    "--target", default="cpu", show_default=True, help="Where the model shall run, see `targets`."
 )
 @click.option("--fix", is_flag=True, help="Mend what can be mended and write the model to -o.")
 @click.option("-o", "--output", type=MODEL, metavar="FILE", help="Where the mended model goes.")
@@ -73,9 +73,9 @@ def lint(  # noqa: PLR0913 - each is an option
     data: Data,
     reference: Path | None,
 ) -> int:
-    """Finds what is wrong or slow in a quantized MODEL, from whatever tool it comes.
+    """Finds what is wrong or slow in a quantized MODEL.
 
-    Scales along the wrong axis, int8 activations that fall back to float, Q and DQ that the provider
+    From whatever tool it comes: scales along the wrong axis, int8 activations that fall back to float, Q and DQ that the provider
     leaves as nodes of their own, each with the reason, Conv quantized in every run, and more;
     `onnxcomp explain LNT101` tells what a code means. With --fix, what can be mended is, and is kept
     where it is measured to be faster (--data gives the samples for that).
