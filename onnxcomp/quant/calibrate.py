@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -160,11 +161,10 @@ class Looker:
         inputs = {spec.name for spec in self.model.signature().inputs}
         taps = [name for name in group if name not in inputs]
         store = None
-        start = time.monotonic()
         with Session.open(self.model, threads=self.threads, outputs=taps) as session:
-            for index, feed in enumerate(feeds, 1):
+            runs, start = _Runs(session, taps), time.monotonic()
+            for index, arrays in enumerate(runs.over(feeds), 1):
                 if index > done:
-                    arrays = {**feed, **(session.run(feed, taps) if taps else {})}
                     _look(found, group, arrays)
                     done = index
                     job.task.advance()
@@ -174,12 +174,45 @@ class Looker:
                     if stored is not None and done < stored[0] <= job.samples:
                         job.task.advance(stored[0] - done)
                         done, found = stored
+                        runs.known = done
                 elif store is not None and time.monotonic() - saved > _STORE_AFTER:
                     store.save(group, done, found)
                     saved = time.monotonic()
         if store is not None:
             store.save(group, done, found)
         return found
+
+
+@dataclass
+class _Runs:
+    """Runs a session on feeds; while somebody looks at one result, the next one is computed.
+
+    Attributes:
+        session: The session.
+        taps: What to compute.
+        known: How many feeds at the start need no run.
+    """
+
+    session: Session
+    taps: Sequence[str]
+    known: int = 0
+
+    def over(self, feeds: Iterable[Feeds]) -> Iterator[dict[str, np.ndarray]]:
+        """Gives the arrays of each feed, empty where none are needed."""
+        with ThreadPoolExecutor(1) as pool:
+            waiting: Future[dict[str, np.ndarray]] | None = None
+            for index, feed in enumerate(feeds):
+                following = pool.submit(self._run, index, feed)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = following
+            if waiting is not None:
+                yield waiting.result()
+
+    def _run(self, index: int, feed: Feeds) -> dict[str, np.ndarray]:
+        if index < self.known:
+            return {}
+        return {**feed, **(self.session.run(feed, self.taps) if self.taps else {})}
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 from onnxcomp.ir.ops import attribute, constant, is_op, single_use
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     import numpy as np
 
     from onnxcomp.quant.candidates import Candidate, Candidates
     from onnxcomp.quant.channels import Channels
+
+_REORDERING = frozenset(
+    {"DepthToSpace", "Flatten", "Reshape", "SpaceToDepth", "Squeeze", "Transpose", "Unsqueeze"}
+)
 
 
 def read_channels(candidates: Candidates) -> dict[str, tuple[int, int]]:
@@ -25,6 +29,23 @@ def read_channels(candidates: Candidates) -> dict[str, tuple[int, int]]:
         if candidate.weight is not None:
             found.setdefault(_source(candidate), _channels(candidate))
     return {name: channels for name, channels in found.items() if channels[1]}
+
+
+def same_values(candidates: Candidates, apart: Collection[str]) -> dict[str, str]:
+    """Returns values that hold the same numbers as another one in another order, with that one.
+
+    Args:
+        candidates: Nodes in the order of the graph.
+        apart: Values that are to be looked at for themselves.
+    """
+    found: dict[str, str] = {}
+    for candidate in candidates:
+        if candidate.node.op_type in _REORDERING:
+            for point in candidate.points:
+                if point.name not in apart:
+                    source = candidate.inputs[0].name or ""
+                    found[point.name or ""] = found.get(source, source)
+    return found
 
 
 def channel_means(candidates: Candidates, seen: Mapping[str, Channels]) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ from onnxcomp_passes.quantize.equalize import Equalize
 from onnxcomp_passes.quantize.fuse_pointwise import FusePointwise
 from onnxcomp_passes.quantize.inner import bodies_with_samples, quantize_bodies
 from onnxcomp_passes.quantize.insertion import Weights
-from onnxcomp_passes.quantize.means import channel_means, read_channels
+from onnxcomp_passes.quantize.means import channel_means, read_channels, same_values
 from onnxcomp_passes.quantize.observing import ObserverSearch
 from onnxcomp_passes.quantize.opset import SIXTEEN_BITS, VERSION, find_ranks, obstacle, raise_to
 from onnxcomp_passes.quantize.placing import HEAVY, PlacementSearch
@@ -171,15 +171,14 @@ class QuantizeStatic(Pass):
         bench = self._bench(ctx)
         keys = self._place(ctx, bench) if bench.candidates.found else frozenset()
         methods = self._observers(ctx, bench, keys)
-        if self.withdraw and is_readable(ctx.target):
-            keys = _checked(ctx, bench, keys, methods)
+        checks = _CHECKS if self.withdraw and is_readable(ctx.target) else 0
+        keys = _written(ctx, bench, keys, methods, checks)
         if not keys:
             if not bench.candidates.found:
                 ctx.skip("QNT111", None, "nothing can be computed in int8")
             ctx.edit.rollback(mark)
             ctx.diagnostics[:] = [d for d in ctx.diagnostics if d.code not in Equalize.codes]
             return 0
-        bench.apply(bench.plan(keys), methods)
         ctx.edit.count("nodes in int8", len(keys))
         return len(keys)
 
@@ -192,7 +191,11 @@ class QuantizeStatic(Pass):
     def _is_quantized(ctx: Context) -> bool:
         found = is_quantized(ctx.model)
         if found:
-            ctx.skip("QNT101", next(iter(found.nodes)), f"it is quantized already ({found}) and was left as it was")
+            ctx.skip(
+                "QNT101",
+                next(iter(found.nodes)),
+                f"it is quantized already ({found}) and was left as it was",
+            )
         return bool(found)
 
     def _bench(self, ctx: Context) -> Bench:
@@ -218,8 +221,11 @@ class QuantizeStatic(Pass):
             self._store(ctx),
         )
         read = read_channels(candidates)
-        found = looker.observe(list(dict.fromkeys(points)), ctx.samples or (), read)
+        twins = same_values(candidates, read)
+        apart = [name for name in dict.fromkeys(points) if name not in twins]
+        found = looker.observe(apart, ctx.samples or (), read)
         seen = found.histograms
+        seen.update({twin: seen[name] for twin, name in twins.items() if name in seen})
         for key in [c.key for c in candidates if not _is_seen(c, seen)]:
             node = candidates.found.pop(key).node
             ctx.skip("QNT103", node, "its activations are empty or not float32")
@@ -324,20 +330,28 @@ def _activation_type(text: str) -> DType:
     raise RecipeError(f"activations cannot be {quoted(text)}", hint=f"one of {', '.join(known)}")
 
 
-def _checked(
-    ctx: Context, bench: Bench, keys: frozenset[str], methods: Mapping[str, Method]
+def _written(
+    ctx: Context,
+    bench: Bench,
+    keys: frozenset[str],
+    methods: Mapping[str, Method],
+    checks: int,
 ) -> frozenset[str]:
-    """Takes nodes back that the provider leaves in float, until there are none."""
-    for _ in range(_CHECKS):
-        if not keys:
-            break
+    """Quantizes nodes; takes those back that the provider leaves in float, until there are none."""
+    while keys:
         plan = bench.plan(keys)
-        with bench.applied(plan, methods) as model:
-            check = check_fusion(model, plan, bench.candidates, bench.target)
+        mark, stats = ctx.edit.mark(), ctx.edit.stats.copy()
+        bench.apply(plan, methods)
+        if checks == 0:
+            break
+        checks -= 1
+        check = check_fusion(ctx.model, plan, bench.candidates, bench.target)
         if not check.strays:
             for found in check.leftovers:
                 ctx.note("QNT112", found.value, f"{found.operator}: {found.why}")
             break
+        ctx.edit.rollback(mark)
+        ctx.edit.stats = stats
         for key, reason in sorted(check.strays.items()):
             ctx.skip("QNT106", bench.candidates.found[key].node, reason)
         keys -= frozenset(check.strays)
