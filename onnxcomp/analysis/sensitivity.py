@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -81,6 +82,141 @@ def node_damage(
             if progress is not None:
                 progress((index + 1) / len(nodes))
     return sorted(found, key=lambda each: (-each.gain, each.name))
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """What one layer of a quantized model costs in accuracy and gains in time.
+
+    Attributes:
+        name: The node.
+        op_type: Its operator.
+        alone: How much worse the model gets when this layer alone is quantized.
+        back: How much better the quantized model gets when this layer alone is float again.
+        gain: Seconds that it saves in a run; negative when it takes longer than in float. None when the
+            provider fused it into another layer's kernel.
+    """
+
+    name: str
+    op_type: str
+    alone: float
+    back: float
+    gain: float | None
+
+    @property
+    def damage(self) -> float:
+        """The larger of both damages: errors may cancel out or add up."""
+        return max(self.alone, self.back, 0.0)
+
+    @property
+    def price(self) -> float:
+        """Damage for each second saved; infinite where no time is saved."""
+        if not self.damage:
+            return 0.0
+        return self.damage / self.gain if self.gain is not None and self.gain > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What all layers cost and gain.
+
+    Attributes:
+        layers: The layers, the one with the most damage for the time it saves first.
+        everything: Damage with all layers quantized.
+        left: Layers that were not reached in time.
+    """
+
+    layers: tuple[LayerSensitivity, ...]
+    everything: float
+    left: int = 0
+
+    def worth_skipping(self, share: float = 0.5) -> list[str]:
+        """Returns the first layers that together make a share of the damage: names for `skip`."""
+        total = sum(layer.damage for layer in self.layers)
+        names: list[str] = []
+        reached = 0.0
+        for layer in self.layers:
+            if reached >= share * total or not layer.damage:
+                break
+            names.append(layer.name)
+            reached += layer.damage
+        return names
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain dictionaries, lists, numbers and texts."""
+        rows = [
+            {
+                "name": layer.name,
+                "op_type": layer.op_type,
+                "alone": layer.alone,
+                "back": layer.back,
+                "damage": layer.damage,
+                "gain_seconds": layer.gain,
+            }
+            for layer in self.layers
+        ]
+        return {"everything": self.everything, "left": self.left, "layers": rows}
+
+
+def layer_sensitivity(
+    original: Model,
+    quantized: Model,
+    judge: Callable[[Model], float],
+    gains: Mapping[str, float],
+    *,
+    seconds: float = 120.0,
+    progress: Callable[[float], None] | None = None,
+) -> Sensitivity:
+    """Judges the model with each layer alone quantized, and with each alone in float.
+
+    Args:
+        original: The float model; nodes have the same names as in the quantized one.
+        quantized: The model made from it; not changed.
+        judge: How much worse a model is than the original.
+        gains: Seconds that nodes save, by name.
+        seconds: When to stop.
+        progress: Called with the share that is done.
+    """
+    floats = {node.name: node for node in original.graph if node.name}
+    mixed = _Mixed(quantized.copy(), floats)
+    everything, nothing = judge(mixed.model), mixed.judged(judge, mixed.nodes)
+    end = time.monotonic() + seconds
+    found: list[LayerSensitivity] = []
+    for index, node in enumerate(mixed.nodes):
+        if time.monotonic() > end:
+            break
+        others = [other for other in mixed.nodes if other is not node]
+        alone = mixed.judged(judge, others) - nothing
+        back = everything - mixed.judged(judge, [node])
+        name = node.name or ""
+        found.append(LayerSensitivity(name, node.op_type, alone, back, gains.get(name)))
+        if progress is not None:
+            progress((index + 1) / len(mixed.nodes))
+    rows = sorted(found, key=lambda row: (-row.price, -row.damage, row.name))
+    return Sensitivity(tuple(rows), everything, len(mixed.nodes) - len(found))
+
+
+class _Mixed:
+    """A quantized model some of whose layers can be given their float inputs back."""
+
+    def __init__(self, model: Model, floats: Mapping[str, ir.Node]) -> None:
+        self.model = model
+        self._floats = floats
+        self._edit = Edit(model)
+        self.nodes = [node for node in quantized_nodes(model) if node.name in floats]
+
+    def judged(self, judge: Callable[[Model], float], in_float: Sequence[ir.Node]) -> float:
+        """Judges the model with some layers in float."""
+        self._edit.begin()
+        for node in in_float:
+            float_node = self._floats[node.name or ""]
+            for index, value in enumerate(node.inputs):
+                exact = _exact(self.model, self._edit, value, input_at(float_node, index))
+                if exact is not None:
+                    self._edit.set_input(node, index, exact)
+        found = judge(self.model)
+        self._edit.rollback()
+        return found
 
 
 def output_noise(reference: Reference, model: Model, threads: int) -> float:

@@ -38,6 +38,7 @@ COMMANDS = {
         "bench",
         "inspect",
         "lint",
+        "sensitivity",
         "passes",
         "targets",
         "explain",

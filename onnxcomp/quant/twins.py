@@ -249,6 +249,6 @@ def is_scaled(value: ir.Value, ends: Mapping[ir.Node, Twin]) -> bool:
     while is_op(node, *_PASSING) and node is not None and node not in ends:
         source = node.inputs[0]
         node = None if source is None else source.producer()
-    if node in ends:
+    if node is not None and node in ends:
         return not bool((ends[node].scale == 1.0).all())
     return is_op(node, *WEIGHTED, "LayerNormalization", "Mul")
