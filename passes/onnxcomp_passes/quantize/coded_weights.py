@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Shifts of bytes came with this opset.
 SHIFT_OPSET = 11
 _SPLIT_BY_INPUT = 13
+_BITWISE_OPSET = 18
 # Samples, and rows of each, that are looked at for importance.
 _LOOKED_AT, _ROWS = 32, 512
 _KEPT_BYTES = 1 << 29
@@ -198,21 +199,31 @@ class Expander:
     _firsts: dict[int, ir.Node] = field(default_factory=dict)
 
     def indices(self, like: ir.Value, codes: NDArray[np.uint8], bits: int) -> ir.Value:
-        """Returns the indices of a weight as a flat int32 value."""
-        whole: ir.Value | None = None
-        for piece in pack(codes, bits):
-            part = self._unpacked(like, piece)
-            if piece.shift:
-                part = self.op("Mul", [part, self.shared(like, np.int32(1 << piece.shift))], like)
-            whole = part if whole is None else self.op("Add", [whole, part], like)
-        if whole is None:
-            raise ValueError(f"no codes: {like.name}")
-        if codes.size % 8:
-            return self._cut(like, whole, codes.size, 8 - codes.size % 8)
-        return whole
+        """Returns the indices of a weight as an int32 value of their shape.
 
-    def _unpacked(self, like: ir.Value, piece: Piece) -> ir.Value:
-        data = piece.data if piece.bits == 8 else piece.data[:, None]
+        Bytes as long as possible: what is computed at load stays in memory with onnxruntime.
+        """
+        fits, is_wide = codes.size % 8 == 0, self.opset < _BITWISE_OPSET
+        shape = codes.shape if fits else (-1,)
+        parts = [self._unpacked(like, piece, shape) for piece in pack(codes, bits)]
+        if is_wide:
+            parts = [self._whole(like, part) for part in parts]
+        value = parts[0]
+        for part in parts[1:]:
+            value = self.op("Add" if is_wide else "BitwiseOr", [value, part], like)
+        if not is_wide:
+            value = self._whole(like, value)
+        if not fits:
+            value = self._cut(like, value, codes.size, 8 - codes.size % 8)
+            value = self.shaped(value, like, codes.shape)
+        return value
+
+    def _whole(self, like: ir.Value, value: ir.Value) -> ir.Value:
+        return self.op("Cast", [value], like, {"to": ir.AttrInt64("to", int(ir.DataType.INT32))})
+
+    def _unpacked(self, like: ir.Value, piece: Piece, shape: tuple[int, ...]) -> ir.Value:
+        """A byte for each number, with the bits of a piece in their place."""
+        data = piece.data.reshape(shape) if piece.bits == 8 else piece.data[:, None]
         value = self.tensor(like, data, "codes")
         if piece.bits < 8:
             # To the left and back again: what lies beside a number falls out.
@@ -220,10 +231,13 @@ class Expander:
             value = self._shift(like, value, self._amount(like, up.astype(np.uint8)), "LEFT")
             down = self.shared(like, np.asarray(8 - piece.bits, np.uint8))
             value = self._shift(like, value, down, "RIGHT")
-            value = self.op("Reshape", [value, self.shared(like, np.array([-1], np.int64))], like)
+            if piece.shift:
+                place = self.shared(like, np.asarray(piece.shift, np.uint8))
+                value = self._shift(like, value, place, "LEFT")
+            value = self.shaped(value, like, shape)
         elif self.in_run:
             value = self._shift(like, value, self._zero(like), "LEFT")
-        return self.op("Cast", [value], like, {"to": ir.AttrInt64("to", int(ir.DataType.INT32))})
+        return value
 
     def _shift(self, like: ir.Value, value: ir.Value, amount: ir.Value, direction: str) -> ir.Value:
         return self.op("BitShift", [value, amount], like, {"direction": direction})
