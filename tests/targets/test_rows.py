@@ -228,6 +228,18 @@ def test_cuda_leaves_every_operator_between_conversions_in_float(op_type: str) -
     assert not any(kind.startswith("QLinear") for kind in verdict.operators)
 
 
+def test_a_provider_that_compiles_graphs_is_timed_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_table(monkeypatch, CPU.model_copy(update={"compiles": True}))
+    proto = one_operator("Conv")
+    step = QuantizeStatic(prepare=False, observer="min-max")
+    result = Pipeline((step,)).run(proto, samples=samples(proto), threads=1)
+    codes = {diagnostic.code for diagnostic in result.diagnostics}
+    assert len(codes & {"QNT107", "QNT123"}) == 1
+    assert result.changed == ("QNT123" in codes)
+
+
 def test_a_target_runs_here_when_its_provider_and_its_processor_are_here() -> None:
     assert runs_here(CPU)
     assert not all(runs_here(load_target(name)) for name in ("cpu-arm64", "cpu-x64-avx2"))

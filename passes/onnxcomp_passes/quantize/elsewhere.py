@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnxcomp.bench import Limits, measure
 from onnxcomp.runtime import available_providers
 from onnxcomp.targets.features import runs_here, saturates
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+
     from onnxcomp.passbase import Context
     from onnxcomp.targets import Target
+    from onnxcomp_passes.quantize.trial import Bench
+
+_SECONDS = 3.0
+# int8 must be this much faster than float, or it may only look so.
+_WORTH_IT = 0.98
 
 CODES = {
     "QNT120": "The execution provider of the target computes nothing in int8, so Q/DQ would only cost "
     "time. The table of the target (`onnxcomp targets NAME`) says what it computes instead.",
-    "QNT121": "The provider of the target, or the processor that it stands for, is not on this machine, or "
-    "it compiles whole graphs, so no node was measured: what is quantized follows from the table of the "
-    "target. Compare the result with the float model there.",
+    "QNT121": "The provider of the target, or the processor that it stands for, is not on this machine, so "
+    "nothing was measured: what is quantized follows from the table of the target. Compare the result "
+    "with the float model there.",
     "QNT122": "The target refuses something that this model has.",
+    "QNT123": "The provider compiles whole graphs, so nodes cannot be timed: float and int8 were timed as wholes.",
 }
 
 
@@ -45,20 +56,44 @@ def testable(target: Target) -> Target:
     return target if is_readable(target) else target.model_copy(update={"provider": "cpu"})
 
 
-def note_unmeasured(ctx: Context) -> None:
-    """Says that what is quantized follows from a table."""
-    ctx.warn(
-        "QNT121",
-        None,
-        f"not measured ({_obstacle(ctx.target)}): placement follows the table of {ctx.target.name}",
-    )
+def place_by_table(
+    ctx: Context, bench: Bench, feeds: Callable[[], Mapping[str, np.ndarray]]
+) -> frozenset[str]:
+    """Returns all that the table of the target names; nothing when the provider is here and not faster.
+
+    Args:
+        ctx: Where to say so.
+        bench: The model.
+        feeds: Gives a run's worth of samples.
+    """
+    everything = frozenset(bench.candidates.found)
+    target = ctx.target
+    if not runs_here(target):
+        text = f"not measured ({_obstacle(target)}): placement follows the table of {target.name}"
+        ctx.warn("QNT121", None, text)
+        return everything
+    models = {"float": bench.model.copy()}
+    with bench.applied(bench.plan(everything)) as model:
+        models["int8"] = model.copy()
+    limits = Limits(seconds=_SECONDS)
+    timings = measure(models, feeds(), provider=target.provider, threads=ctx.threads, limits=limits)
+    ratio = timings["int8"].ratio
+    # The upper end of the interval counts, so that noise is not taken for a gain.
+    if ratio.high < _WORTH_IT:
+        text = (
+            f"all that {target.name} takes in int8 runs in {ratio.median:.2f} of the time of float"
+        )
+        ctx.note("QNT123", None, text)
+        return everything
+    ctx.skip("QNT107", None, f"in int8 the model took {ratio.median:.2f} times as long")
+    return frozenset()
 
 
 def _obstacle(target: Target) -> str:
     if target.provider not in available_providers():
         return f"the provider {target.provider} is not here"
-    if target.machine is None or runs_here(target):
-        return f"{target.provider} compiles whole graphs"
+    if target.machine is None:
+        return f"{target.provider} is not to be measured here"
     lacking = (
         f" without {', '.join(sorted(target.machine.none_of))}" if target.machine.none_of else ""
     )

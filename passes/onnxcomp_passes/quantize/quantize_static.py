@@ -30,7 +30,7 @@ from onnxcomp_passes.quantize.elsewhere import (
     is_readable,
     needs_reduced_range,
     note_refusals,
-    note_unmeasured,
+    place_by_table,
     testable,
 )
 from onnxcomp_passes.quantize.equalize import Equalize
@@ -282,8 +282,7 @@ class QuantizeStatic(Pass):
         if self.placement == "weighted" and bench.target.style == "units":
             return frozenset(c.key for c in bench.candidates if c.family.name in HEAVY)
         if not is_measurable(ctx.target):
-            note_unmeasured(ctx)
-            return everything
+            return place_by_table(ctx, bench, lambda: self._feeds(ctx))
         samples = list(itertools.islice(ctx.samples or (), _JUDGED))
         choice = PlacementSearch(bench, self._feeds(ctx), samples, ctx.threads, ctx.progress).run()
         if not choice.keys:
