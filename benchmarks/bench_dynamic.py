@@ -50,6 +50,8 @@ PEER = "ort_dynamic"
 PLAIN, SAMPLED, CONTRIB = "onnxcomp_no_samples", "onnxcomp", "onnxcomp_contrib"
 # What makes a model a case for this benchmark.
 PRODUCTS = frozenset({"MatMul", "Gemm", "LSTM", "GRU"})
+# Loops may turn out to be an LSTM.
+RECURRENT = frozenset({"LSTM", "Loop", "Scan"})
 
 
 def main() -> None:
@@ -66,7 +68,7 @@ def main() -> None:
             kinds = _kinds(bundle.model)
             if not kinds & PRODUCTS:
                 continue
-            found = _bundle_rows(chosen, bundle, work / bundle.name, recurrent="LSTM" in kinds)
+            found = _bundle_rows(chosen, bundle, work / bundle.name, recurrent=bool(kinds & RECURRENT))
             rows += found
             for row in found:
                 say("  ".join(f"{name}={row.get(name)}" for name in COLUMNS))
