@@ -74,9 +74,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "LNT107",
         _WARNING,
-        "constant quantized in every run",
-        "A weight is stored in float and quantized again in every run (or at every load). The fix stores the "
-        "quantized numbers: a quarter of the size.",
+        "constant stored in float in front of a Q",
+        "A weight is stored in float and quantized when the model is loaded, as tools for training and for TensorRT "
+        "write it. The fix stores the quantized numbers: a quarter of the size.",
         weights.quantized_at_run,
         "same",
     ),

@@ -240,7 +240,7 @@ def fold_dq(node: ir.Node, edit: Edit) -> None:
 
 
 def quantized_at_run(view: View) -> Iterator[Finding]:
-    """Constants that are stored in float and quantized in every run."""
+    """Constants that are stored in float and quantized when the model is loaded."""
     for node in view.quantizers:
         tensor = constant(input_at(node, 0))
         grid = view.grid(node)
@@ -249,7 +249,7 @@ def quantized_at_run(view: View) -> Iterator[Finding]:
         fits = grid.dtype in {ir.DataType.INT8, ir.DataType.UINT8} and not grid.block
         yield finding(
             node,
-            f"quantizes a constant of {tensor.size} numbers that is stored in float, four times as large",
+            f"a constant of {tensor.size} numbers is stored in float and quantized at load: four times as large",
             partial(_store_numbers, node, grid) if fits and bool((grid.scale > 0).all()) else None,
         )
 

@@ -487,3 +487,11 @@ def test_a_weight_that_would_be_rounded_again_is_not_stored_in_float() -> None:
     text = conv(WC, axis="<axis = 0>", between="a = Relu (c)")
     found = {item.diagnostic.code: item for item in lint(model(text)).findings}
     assert not found["LNT302"].fixable
+
+
+@pytest.mark.parametrize("case", FIXABLE, ids=[case.code for case in FIXABLE])
+def test_what_is_mended_stays_as_it_is(case: Case) -> None:
+    step = FixQuantization(measure=False)
+    once = Pipeline((step,)).run(model(case.bad))
+    again = Pipeline((step,)).run(once.model)
+    assert not again.changed, again.diagnostics
