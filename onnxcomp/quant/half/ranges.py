@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MEMORY_LIMIT = 1 << 29
 _PIECE = 1 << 22
+_SQUARED = (1e-12, 1e12)
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Format:
         dtype: The type.
         array: Its numpy type.
         peak: Its largest number.
+        tiny: The smallest number with all its digits.
         worst: Share of the energy, as a ratio of amplitudes, that rounding may cost before it counts as
             underflow: ordinary rounding costs an eighth of it.
     """
@@ -39,13 +41,18 @@ class Format:
     dtype: ir.DataType
     array: np.dtype[Any]
     peak: float
+    tiny: float
     worst: float
 
 
 FORMATS = {
-    "float16": Format(ir.DataType.FLOAT16, np.dtype(np.float16), 65504.0, 2.0**-9),
+    "float16": Format(ir.DataType.FLOAT16, np.dtype(np.float16), 65504.0, 2.0**-14, 2.0**-9),
     "bfloat16": Format(
-        ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16), 3.3895313892515355e38, 2.0**-6
+        ir.DataType.BFLOAT16,
+        np.dtype(ml_dtypes.bfloat16),
+        3.3895313892515355e38,
+        2.0**-126,
+        2.0**-6,
     ),
 }
 
@@ -57,7 +64,7 @@ class Loss:
     Attributes:
         peak: Largest finite magnitude.
         energy: Sum of squares.
-        error: Sum of squares of what rounding changes.
+        error: Sum of squares of what rounding changes of numbers too small for all digits.
     """
 
     peak: float = 0.0
@@ -68,18 +75,25 @@ class Loss:
         """Looks at some numbers; what is infinite or not a number is so in 16 bits too."""
         flat = array.reshape(-1)
         for start in range(0, flat.size, _PIECE):
-            piece = flat[start : start + _PIECE]
-            with np.errstate(all="ignore"):
-                if not np.isfinite(piece).all():
-                    piece = piece[np.isfinite(piece)]
-                if not piece.size:
-                    continue
-                self.peak = max(self.peak, float(np.abs(piece).max()))
-                wide = np.clip(piece, -target.peak, target.peak)
-                difference = wide.astype(target.array).astype(np.float32) - wide
-                # In float64: the square of a large float32 is infinite, that of a small one nothing.
-                self.error += float(np.square(difference.astype(np.float64)).sum())
-                self.energy += float(np.square(wide.astype(np.float64)).sum())
+            self._add(flat[start : start + _PIECE], target)
+
+    def _add(self, piece: NDArray[Any], target: Format) -> None:
+        sizes = np.abs(piece)
+        peak = float(sizes.max())
+        if not np.isfinite(peak):
+            sizes = sizes[np.isfinite(sizes)]
+            if not sizes.size:
+                return
+            peak = float(sizes.max())
+        self.peak = max(self.peak, peak)
+        # In float64 where squares of float32 would be infinite, or nothing.
+        wide = sizes if _SQUARED[0] < peak < _SQUARED[1] else sizes.astype(np.float64)
+        self.energy += float(np.dot(wide, wide))
+        # Ordinary numbers lose a share that is the same for all; only what is smaller can lose more.
+        small = sizes[sizes < target.tiny].astype(np.float64)
+        if small.size:
+            rounded = small.astype(np.float32).astype(target.array).astype(np.float64)
+            self.error += float(np.square(rounded - small).sum())
 
     def trouble(self, target: Format, headroom: float = 1.0) -> str:
         """Returns why these numbers do not fit 16 bits, empty when they do."""
