@@ -204,7 +204,7 @@ class _Mending:
     def _steps(self) -> str:
         from onnxcomp.optimization import SIMPLIFY
 
-        step = "fix-quantization" if self.measure else "fix-quantization{measure=false}"
+        step = "fix-quantization" if self.measure else "fix-quantization{only-faster=false}"
         return f"{SIMPLIFY},{step}" if self.simplify else step
 
 

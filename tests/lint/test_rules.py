@@ -356,7 +356,7 @@ def as_written(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("case", FIXABLE, ids=[case.code for case in FIXABLE])
 def test_what_is_mended_is_not_found_again_and_says_the_same(case: Case) -> None:
     source = model(case.bad)
-    result = Pipeline((FixQuantization(measure=False, only=(case.code,)),)).run(source)
+    result = Pipeline((FixQuantization(only_faster=False, only=(case.code,)),)).run(source)
     assert result.changed
     fixed = result.model.to_proto()
     onnx.checker.check_model(fixed, full_check=True)
@@ -381,7 +381,9 @@ EXACT = [
 def test_another_form_of_the_same_values_is_exact(case: Case) -> None:
     source = model(case.bad)
     fixed = (
-        Pipeline((FixQuantization(measure=False, only=(case.code,)),)).run(source).model.to_proto()
+        Pipeline((FixQuantization(only_faster=False, only=(case.code,)),))
+        .run(source)
+        .model.to_proto()
     )
     shape = [dim.dim_value for dim in source.graph.input[0].type.tensor_type.shape.dim]
     x = np.random.default_rng(6).normal(size=shape).astype(np.float32)
@@ -394,7 +396,7 @@ def test_the_wrong_axis_is_wrong_at_run_time_and_right_when_mended() -> None:
     meant = as_written(source, x)
     with Session.open(source) as session:
         wrong = session.run({"x": x})["y"]
-    fixed = Pipeline((FixQuantization(measure=False),)).run(source).model
+    fixed = Pipeline((FixQuantization(only_faster=False),)).run(source).model
     with Session.open(fixed) as session:
         right = session.run({"x": x})["y"]
     assert np.abs(wrong - meant).max() > 5 * np.abs(right - meant).max()
@@ -408,7 +410,7 @@ def test_rows_of_a_matmul_fail_at_run_time_until_mended() -> None:
     x = np.random.default_rng(8).normal(size=(4, 32)).astype(np.float32)
     with Session.open(source) as session, pytest.raises(UserError):
         session.run({"x": x})
-    fixed = Pipeline((FixQuantization(measure=False),)).run(source).model
+    fixed = Pipeline((FixQuantization(only_faster=False),)).run(source).model
     with Session.open(fixed) as session:
         found = session.run({"x": x})["y"]
     assert np.abs(found - as_written(source, x)).max() <= 0.041
@@ -449,7 +451,7 @@ def test_findings_are_ordered_by_how_much_they_matter() -> None:
 
 def test_blocks_that_are_turned_are_computed_with() -> None:
     source = model(next(case for case in CASES if case.code == "LNT109").bad)
-    fixed = Pipeline((FixQuantization(measure=False),)).run(source).model
+    fixed = Pipeline((FixQuantization(only_faster=False),)).run(source).model
     before = [node.op_type for node in optimized_model(source).graph.node]
     after = [node.op_type for node in optimized_model(fixed).graph.node]
     assert "DequantizeLinear" in before
@@ -491,7 +493,7 @@ def test_a_weight_that_would_be_rounded_again_is_not_stored_in_float() -> None:
 
 @pytest.mark.parametrize("case", FIXABLE, ids=[case.code for case in FIXABLE])
 def test_what_is_mended_stays_as_it_is(case: Case) -> None:
-    step = FixQuantization(measure=False)
+    step = FixQuantization(only_faster=False)
     once = Pipeline((step,)).run(model(case.bad))
     again = Pipeline((step,)).run(once.model)
     assert not again.changed, again.diagnostics

@@ -40,7 +40,7 @@ def image(body: str) -> str:
 
 
 def fixed(text: str, **options: object) -> Result:
-    step = FixQuantization.model_validate({"measure": False, **options})
+    step = FixQuantization.model_validate({"only_faster": False, **options})
     return Pipeline((step,)).run(model(text))
 
 
@@ -94,7 +94,7 @@ def test_no_clip_behind_what_is_never_negative() -> None:
 
 def test_an_output_that_is_quantized_stays_so() -> None:
     text = image("a = Tanh (x) yq = QuantizeLinear (a, s, z) y = DequantizeLinear (yq, s, z)")
-    assert_unchanged(FixQuantization(measure=False), text)
+    assert_unchanged(FixQuantization(only_faster=False), text)
 
 
 def test_int8_of_a_residual_becomes_uint8_without_a_change_of_values() -> None:
@@ -153,7 +153,7 @@ def test_what_is_slower_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Spread(2.0, 1.9, 2.1, 1.9, 2.1)
     monkeypatch.setattr(FixQuantization, "_ratio", lambda *_: slow)
     text = image(f"{IN} a = Tanh (xd) b = Identity (a) y = Erf (b)")
-    result = fixed(text, measure=True)
+    result = fixed(text, only_faster=True)
     assert not result.changed
     assert "FIX102" in {found.code for found in result.diagnostics}
 
@@ -171,7 +171,7 @@ def test_a_rule_that_is_not_there_is_refused() -> None:
 
 def test_it_can_be_taken_back() -> None:
     text = image(f"{IN} a = Tanh (xd) b = Identity (a) y = Erf (b)")
-    assert_rolls_back(FixQuantization(measure=False), text)
+    assert_rolls_back(FixQuantization(only_faster=False), text)
 
 
 def test_our_own_models_need_no_mending() -> None:
@@ -181,7 +181,9 @@ def test_our_own_models_need_no_mending() -> None:
           c = Conv <pads = [1, 1, 1, 1]> (r, v) d = Add (c, r) y = Relu (d) }"""
     feeds = [{"x": noise(seed)} for seed in range(4)]
     made = Pipeline((QuantizeStatic(placement="all"),)).run(model(text), samples=feeds)
-    assert not Pipeline((FixQuantization(measure=False),)).run(made.model, samples=feeds).changed
+    assert (
+        not Pipeline((FixQuantization(only_faster=False),)).run(made.model, samples=feeds).changed
+    )
 
 
 @settings(max_examples=25, deadline=None)

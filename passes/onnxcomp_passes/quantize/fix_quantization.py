@@ -62,10 +62,12 @@ class FixQuantization(Pass):
     """Mend what `onnxcomp lint` finds in a quantized model, from whatever tool it comes.
 
     First what is wrong (axes, scales of biases), then what can be written in another form with the same
-    values (int8 activations become uint8, float constants behind a Q become numbers), then what costs time
-    and accuracy for nothing (Q and DQ around operators that run in float anyway, a Q in front of a Relu and
-    another one behind it, Conv quantized in every run). Each of the three is measured and taken back when
-    the model does not get faster by it; the first one is kept in any case.
+    values (int8 activations become uint8, constants in front of a Q become numbers), then what costs time and
+    accuracy for nothing (Q and DQ around operators that run in float anyway, a Q in front of a Relu and
+    another one behind it, Conv quantized in every run). Each kind is tried on samples, made-up ones where
+    there are no real ones: it is taken back when the model is slower with it, when outputs have nothing in
+    common with those before, when the provider computes something else than is written, or, with the float
+    model as reference, when it leads away from that.
 
         Conv -> Q -> DQ -> Relu -> Q -> DQ     Conv -> Relu -> Q -> DQ
     """
@@ -86,7 +88,7 @@ class FixQuantization(Pass):
     """Codes of rules to leave out."""
     larger: bool = True
     """Whether weights of operators that run in float may be stored in float, which is faster and larger."""
-    measure: bool = True
+    only_faster: bool = True
     """Whether to measure, and to take back what does not make the model faster."""
 
     @override
@@ -165,7 +167,7 @@ class FixQuantization(Pass):
 
     def _ratio(self, ctx: Context, current: Model, feeds: Sequence[Feeds]) -> Spread | None:
         """Time after by time before; None when not both run."""
-        if not self.measure or ctx.target.provider not in available_providers():
+        if not self.only_faster or ctx.target.provider not in available_providers():
             return None
         models = {"before": current, "after": ctx.model}
         try:
