@@ -44,6 +44,16 @@ _LEAN_ABOVE_BYTES = 1 << 26
 # The runtime refuses longer configuration values, so a longer folder cannot be named.
 _CONFIG_VALUE_LIMIT = 1000
 _STUB = "onnxcomp-in-memory"
+_FLOAT8 = frozenset(
+    {
+        TensorProto.FLOAT8E4M3FN,
+        TensorProto.FLOAT8E4M3FNUZ,
+        TensorProto.FLOAT8E5M2,
+        TensorProto.FLOAT8E5M2FNUZ,
+    }
+)
+# Nodes stand in front of weights in a file, so that the operator's name is near the start.
+_ROUNDING, _HEAD, _LOOKED_INTO = b"QuantizeLinear", 1 << 24, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -55,11 +65,13 @@ class Handover:
         folder: Where external tensors lie, when `model` is not a path.
         arrays: Tensors of the main graph to be passed beside `model`: buffer and element type. The
             buffers must outlive the session.
+        float8: Whether there are numbers of type float8 in it.
     """
 
     model: str | bytes
     folder: Path | None = None
     arrays: dict[str, tuple[np.ndarray, int]] = field(default_factory=dict)
+    float8: bool = False
 
 
 def hand_over(source: Source, extra_outputs: Sequence[str] = ()) -> Handover:
@@ -75,7 +87,7 @@ def hand_over(source: Source, extra_outputs: Sequence[str] = ()) -> Handover:
     if isinstance(source, (str, Path)):
         return _from_path(Path(source), extra_outputs)
     if isinstance(source, bytes):
-        return Handover(_with_outputs(source, extra_outputs))
+        return Handover(_with_outputs(source, extra_outputs), float8=_float8_in(source))
     if isinstance(source, onnx.ModelProto):
         return _from_proto(source, extra_outputs)
     if hasattr(source, "to_proto"):
@@ -91,12 +103,37 @@ def _from_path(path: Path, extra_outputs: Sequence[str]) -> Handover:
     if not stat.S_ISREG(mode):  # a pipe would block for ever
         raise ModelError(f"cannot read {quoted(path)}: not a regular file")
     if not extra_outputs:
-        return Handover(str(path))
+        return Handover(str(path), float8=_float8_in_file(path))
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"cannot read {quoted(path)}: {error.strerror}") from error
-    return Handover(_with_outputs(data, extra_outputs), folder=path.resolve().parent)
+    return Handover(
+        _with_outputs(data, extra_outputs), path.resolve().parent, float8=_float8_in(data)
+    )
+
+
+def _float8_in_file(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+            return _float8_in(head + file.read()) if _ROUNDING in head else False
+    except OSError:
+        return False  # the runtime says it better
+
+
+def _float8_in(data: bytes) -> bool:
+    """Whether a serialised model rounds to float8; not looked into where that would take long."""
+    if len(data) > _LOOKED_INTO or _ROUNDING not in data[:_HEAD]:
+        return False
+    try:
+        return _float8_in_proto(onnx.ModelProto.FromString(data))
+    except (DecodeError, ValueError):
+        return False
+
+
+def _float8_in_proto(proto: onnx.ModelProto) -> bool:
+    return any(tensor.data_type in _FLOAT8 for tensor in proto.graph.initializer)
 
 
 def _from_proto(proto: onnx.ModelProto, extra_outputs: Sequence[str]) -> Handover:
@@ -105,8 +142,8 @@ def _from_proto(proto: onnx.ModelProto, extra_outputs: Sequence[str]) -> Handove
     if sum(len(tensor.raw_data) for tensor in heavy) > _LEAN_ABOVE_BYTES:
         arrays = {tensor.name: _array_of(tensor) for tensor in heavy}
         proto = _without_weights(proto, arrays)
-    data = _serialised(proto)
-    return Handover(data + _outputs_patch(proto.graph, extra_outputs), arrays=arrays)
+    data = _serialised(proto) + _outputs_patch(proto.graph, extra_outputs)
+    return Handover(data, arrays=arrays, float8=_float8_in_proto(proto))
 
 
 def _array_of(tensor: TensorProto) -> tuple[np.ndarray, int]:
@@ -179,7 +216,7 @@ def _from_model(model: Model, extra_outputs: Sequence[str]) -> Handover:
             stub.data_location = TensorProto.DEFAULT
             stub.raw_data = tensor.tobytes()
     data = _serialised(proto) + _outputs_patch(proto.graph, extra_outputs)
-    return Handover(data, folder=folder, arrays=arrays)
+    return Handover(data, folder, arrays, _float8_in_proto(proto))
 
 
 def _tensors_left_out(

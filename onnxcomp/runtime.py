@@ -50,6 +50,7 @@ _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 _FATAL_ONLY = 4
+_TAKE_FLOAT8_FOR_INT8 = ["ReluQuantRewrite"]
 _ORT = ort.capi.onnxruntime_pybind11_state
 # The runtime's exceptions have no common base; the binding layer adds ValueError and RuntimeError.
 _ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -369,7 +370,7 @@ def _create(
     providers = _with_fallbacks(provider)
     settings = [dict(provider_options or {}), *({} for _ in providers[1:])]
     try:
-        session = ort.InferenceSession(given.model, options, providers, settings)
+        session = _started(given, options, providers, settings)
     except _ORT_ERRORS as error:
         raise _load_error(error) from error
     session.disable_fallback()
@@ -380,6 +381,25 @@ def _create(
             hint="its driver or libraries are missing or do not match this onnxruntime",
         )
     return session, short_name(provider), (given.arrays, values)
+
+
+def _started(
+    given: Handover,
+    options: ort.SessionOptions,
+    providers: Sequence[str],
+    settings: Sequence[Mapping[str, str]],
+) -> ort.InferenceSession:
+    """Makes the runtime's session.
+
+    onnxruntime 1.31 takes float8 for int8: it makes integer products of it, and drops a Relu in front of
+    a Q because its zero point is the smallest number. Then the model is refused, or silently wrong.
+    """
+    if not given.float8:
+        return ort.InferenceSession(given.model, options, providers, settings)
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return ort.InferenceSession(
+        given.model, options, providers, settings, disabled_optimizers=_TAKE_FLOAT8_FOR_INT8
+    )
 
 
 def _with_fallbacks(provider: str) -> list[str]:

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 _OPSET, _IR_VERSION = 19, 9
 _TABLE = "tensorrt"
 _JUDGED = 8
-# onnxruntime (1.31) takes float8 for int8 when it looks for products to fuse, and refuses the model.
-_UNFUSED = {"session.disable_quant_qdq": "1"}
 
 
 class QuantizeFloat8(Pass):
@@ -51,8 +49,10 @@ class QuantizeFloat8(Pass):
               w (float)                     DQ <- w (float8, a scale for each channel)
 
     A CPU computes this in float, with the rounding: it can check numbers there but gains no speed.
-    onnxruntime's CPU provider opens the result only with `session.disable_quant_qdq` set to 1, because it
-    mistakes float8 for int8 otherwise.
+    onnxruntime (1.31) mistakes float8 for int8 and then refuses the model, or drops the Relu in front of
+    a Q, which is silently wrong. In sessions of your own, also with TensorRT, set
+    `session.disable_quant_qdq` to 1 and give `disabled_optimizers=["ReluQuantRewrite"]`; onnxcomp does
+    both by itself.
     """
 
     name: ClassVar[str] = "quantize-float8"
@@ -275,7 +275,7 @@ def _is_seen(ctx: Context, candidate: Candidate, seen: Mapping[str, Histogram]) 
 
 
 def _decibels(ctx: Context, reference: Reference) -> float:
-    with Session.open(ctx.model, threads=ctx.threads, config=_UNFUSED) as session:
+    with Session.open(ctx.model, threads=ctx.threads) as session:
         result = compare(reference, session)
     found = result.worst("sqnr_db")
     return -math.inf if result.reason else math.inf if found is None else found
