@@ -98,6 +98,54 @@ class ChannelStats:
         self.count += len(some)
         return True
 
+    def __add__(self, other: ChannelStats) -> ChannelStats:
+        """What is known after the values of both."""
+        second = np.minimum(self.high, other.high)
+        for found in (self.runner_up, other.runner_up):
+            second = np.maximum(second, found) if found.size else second
+        return ChannelStats(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            self.power + other.power,
+            self.total + other.total,
+            self.count + other.count,
+            second,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """What is known of an activation from every other sample, and from the rest.
+
+    A scale that was fitted to one half meets the other one as it will meet samples never seen: what many
+    channels seem to have in common, the range, some of them leave there.
+    """
+
+    first: ChannelStats
+    second: ChannelStats
+
+    @property
+    def all(self) -> ChannelStats:
+        """Both together."""
+        return self.first + self.second if self.second.count else self.first
+
+
+def observe_halves(
+    model: Model,
+    axes: Mapping[str, int],
+    channels: Mapping[str, int],
+    samples: Iterable[Mapping[str, np.ndarray]],
+    *,
+    threads: int = 0,
+    progress: Progress = QUIET,
+) -> dict[str, Halves]:
+    """Runs a float model on samples and keeps statistics of channels for every other sample.
+
+    Arguments and errors are those of `observe_channels`.
+    """
+    found = _observe(model, axes, channels, samples, (threads, progress), parts=2)
+    return {name: Halves(*parts) for name, parts in found.items()}
+
 
 def observe_channels(
     model: Model,
@@ -121,25 +169,39 @@ def observe_channels(
     Raises:
         SamplesError: If an activation is NaN or infinite.
     """
-    found = {
-        name: ChannelStats(np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size))
-        for name, size in channels.items()
-    }
+    found = _observe(model, axes, channels, samples, (threads, progress), parts=1)
+    return {name: parts[0] for name, parts in found.items()}
+
+
+def _observe(
+    model: Model,
+    axes: Mapping[str, int],
+    channels: Mapping[str, int],
+    samples: Iterable[Mapping[str, np.ndarray]],
+    how: tuple[int, Progress],
+    parts: int,
+) -> dict[str, list[ChannelStats]]:
+    threads, progress = how
+    found = {name: [_nothing(size) for _ in range(parts)] for name, size in channels.items()}
     inputs = {spec.name for spec in model.signature().inputs}
     taps = [name for name in axes if name not in inputs]
     with (
         progress(1, "looking at channels"),
         Session.open(model, threads=threads, outputs=taps) as session,
     ):
-        for feed in samples:
+        for index, feed in enumerate(samples):
             arrays = {**feed, **(session.run(feed, taps) if taps else {})}
             for name, axis in axes.items():
                 array = arrays[name]
-                if not found[name].add(array, axis):
-                    raise SamplesError(f"the tensor {quoted(name)} changes its channels")
-                if not np.isfinite(found[name].high - found[name].low).all():
+                if not np.isfinite(array).all():
                     raise SamplesError(f"the tensor {quoted(name)} has NaN or infinite values")
+                if not found[name][index % parts].add(array, axis):
+                    raise SamplesError(f"the tensor {quoted(name)} changes its channels")
     return found
+
+
+def _nothing(size: int) -> ChannelStats:
+    return ChannelStats(np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +263,7 @@ def noise(stats: ChannelStats, readers: Sequence[Reader], scale: NDArray[np.floa
 
 
 def best_scale(
-    stats: ChannelStats,
+    stats: ChannelStats | Halves,
     readers: Sequence[Reader],
     *,
     limit: float = math.inf,
@@ -209,29 +271,43 @@ def best_scale(
 ) -> tuple[NDArray[np.float64], float]:
     """Returns the scale of each channel with the least noise, and how many decibels it gains.
 
+    With halves, the noise that counts is that of each half under the scale fitted to the other one.
+
     Args:
         stats: The activation.
         readers: The weights that read it.
         limit: Where a Clip in front cuts the activation off.
         exponents: Powers of the activation's and of the weights' reach that are tried.
     """
-    channels = stats.low.size
-    reach = stats.reach
-    weights = np.maximum.reduce([reader.reach(channels) for reader in readers])
-    used = (reach > 0.0) & (weights > 0.0)
-    ones = np.ones(channels)
-    if not used.any():
-        return ones, 0.0
-    start = least = noise(stats, readers, ones)
+    whole = stats.all if isinstance(stats, Halves) else stats
+    pairs = [(whole, whole)]
+    if isinstance(stats, Halves) and stats.second.count:
+        pairs = [(stats.first, stats.second), (stats.second, stats.first)]
+    ones = np.ones(whole.low.size)
+    start = least = sum(noise(judge, readers, ones) for _, judge in pairs)
     best = ones
-    for power, opposite in exponents:
-        scale = np.where(used, reach**power / np.where(used, weights, 1.0) ** opposite, 1.0)
-        scale = _allowed(scale, stats, used, limit)
-        found = noise(stats, readers, scale)
+    for power in exponents:
+        scales = [_fitted(fit, readers, power, limit) for fit, _ in pairs]
+        found = sum(
+            noise(judge, readers, scale) for (_, judge), scale in zip(pairs, scales, strict=True)
+        )
         if found < least:
-            best, least = scale, found
+            best, least = _fitted(whole, readers, power, limit), found
     gain = 10.0 * math.log10(start / least) if least > 0.0 else 0.0
     return best, gain
+
+
+def _fitted(
+    stats: ChannelStats, readers: Sequence[Reader], power: tuple[float, float], limit: float
+) -> NDArray[np.float64]:
+    """The scale with certain powers; channels that nothing is known of, or nothing reads, stay."""
+    reach = stats.reach
+    weights = np.maximum.reduce([reader.reach(reach.size) for reader in readers])
+    used = (reach > 0.0) & (weights > 0.0)
+    if not used.any():
+        return np.ones(reach.size)
+    scale = np.where(used, reach ** power[0] / np.where(used, weights, 1.0) ** power[1], 1.0)
+    return _allowed(scale, stats, used, limit)
 
 
 def _allowed(

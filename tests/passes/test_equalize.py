@@ -10,7 +10,7 @@ import pytest
 from onnxcomp.compare import compare
 from onnxcomp.ir import Model
 from onnxcomp.pipeline import Pipeline
-from onnxcomp.quant.balance import ChannelStats, Reader, best_scale, noise
+from onnxcomp.quant.balance import ChannelStats, Halves, Reader, best_scale, noise
 from onnxcomp.runtime import Session
 from onnxcomp_passes.quantize.equalize import Equalize
 from onnxcomp_passes.quantize.quantize_static import QuantizeStatic
@@ -157,3 +157,38 @@ def test_rerunning_changes_next_to_nothing() -> None:
     once = Pipeline((Equalize(),)).run(proto, samples=feeds)
     again = Pipeline((Equalize(),)).run(Model.load(once.model), samples=feeds)
     assert again.outcomes[0].stats.get("activations equalized", 0) <= 1
+
+
+def halves_of(values: np.ndarray) -> Halves:
+    return Halves(stats(values[:, ::2]), stats(values[:, 1::2]))
+
+
+def test_halves_know_together_what_is_known_at_once() -> None:
+    values = np.random.default_rng(0).normal(size=(5, 200))
+    both, once = halves_of(values).all, stats(values)
+    for name in ("low", "high", "power", "total"):
+        np.testing.assert_allclose(getattr(both, name), getattr(once, name))
+    assert both.count == once.count
+    runner_up = np.minimum(values[:, ::2].max(axis=1), values[:, 1::2].max(axis=1))
+    np.testing.assert_allclose(both.runner_up, runner_up)
+
+
+def test_a_range_that_other_samples_leave_is_not_relied_on() -> None:
+    """Channels that are large on average gain; channels that are large once in a while do not."""
+    rng = np.random.default_rng(4)
+    steady = rng.normal(size=(32, 400))
+    steady[:4] *= 30
+    rare = np.where(rng.random((32, 400)) < 0.004, 30, 1) * rng.normal(size=(32, 400))
+    reader = [Reader(rng.normal(size=(16, 32, 1)))]
+    assert best_scale(halves_of(steady), reader)[1] > 5
+    assert best_scale(stats(rare), reader)[1] > best_scale(halves_of(rare), reader)[1] + 0.3
+    assert best_scale(halves_of(rare), reader)[1] < 1
+
+
+def test_one_sample_has_no_other_half() -> None:
+    rng = np.random.default_rng(5)
+    values = rng.normal(size=(8, 100)) * np.arange(1, 9)[:, None] ** 2
+    reader = [Reader(rng.normal(size=(16, 8, 1)))]
+    nothing = ChannelStats(np.zeros(8), np.zeros(8), np.zeros(8), np.zeros(8))
+    alone = best_scale(Halves(stats(values), nothing), reader)
+    np.testing.assert_array_equal(alone[0], best_scale(stats(values), reader)[0])

@@ -43,7 +43,7 @@ POST_NORM = """
 
 
 def outlying(text: str) -> onnx.ModelProto:
-    """Makes a few channels of a norm fifty times larger, and the weights that read them smaller."""
+    """Makes a few channels of activations fifty times larger, and the weights that read them smaller."""
     proto = model(text)
     for tensor in proto.graph.initializer:
         array = np.frombuffer(tensor.raw_data, "f4").reshape(tensor.dims).copy()
@@ -51,6 +51,11 @@ def outlying(text: str) -> onnx.ModelProto:
             array[[3, 17]] *= 50
         elif tensor.name == "w":
             array[[3, 17]] /= 50
+            array[:, [5, 9]] *= 50
+        elif tensor.name == "b":
+            array[[5, 9]] *= 50
+        elif tensor.name == "v":
+            array[[5, 9]] /= 50
         tensor.raw_data = array.tobytes()
     return proto
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.passbase import Context, NeedsSamples, Pass
-from onnxcomp.quant.balance import best_scale, noise, observe_channels
+from onnxcomp.quant.balance import best_scale, noise, observe_halves
 from onnxcomp_passes.quantize.scaling import Link, apply_scale, find_links
 
 _LEAST_GAIN_DB = 0.5
@@ -50,7 +50,7 @@ class Equalize(Pass):
         links = find_links(ctx.model.graph, ctx.facts.refresh(Shapes()))
         if not links or ctx.samples is None:
             return
-        stats = observe_channels(
+        stats = observe_halves(
             ctx.model,
             {link.value.name or "": link.axis for link in links},
             {link.value.name or "": link.channels for link in links},
@@ -61,8 +61,10 @@ class Equalize(Pass):
         for link in links:
             found = stats[link.value.name or ""]
             readers = link.weights()
-            scale, gain = best_scale(found, readers, limit=link.limit)
-            if gain < self._least_gain(link, noise(found, readers, np.ones(link.channels))):
+            # Channels of images have so many values that their range is known well enough.
+            known = found if link.axis == -1 else found.all
+            scale, gain = best_scale(known, readers, limit=link.limit)
+            if gain < self._least_gain(link, noise(found.all, readers, np.ones(link.channels))):
                 continue
             apply_scale(ctx.edit, link, scale.astype(np.float32))
             ctx.note("EQL101", link.value, f"channels scaled, expected gain {gain:.1f} dB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.compare import Reference, compare
 from onnxcomp.ir import Edit
 from onnxcomp.passbase import Context, NeedsSamples, Pass
-from onnxcomp.quant.balance import EXPONENTS, SMOOTHING, best_scale, noise, observe_channels
+from onnxcomp.quant.balance import EXPONENTS, SMOOTHING, best_scale, noise, observe_halves
 from onnxcomp.runtime import Session
 from onnxcomp_passes.quantize.quantize_static import QuantizeStatic
 from onnxcomp_passes.quantize.scaling import Link, apply_scale, find_links
@@ -24,7 +25,7 @@ from onnxcomp_passes.quantize.scaling import Link, apply_scale, find_links
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from onnxcomp.quant.balance import ChannelStats
+    from onnxcomp.quant.balance import Halves
     from onnxcomp.samples import Samples
 
 _LINEAR = ("MatMul", "Gemm")
@@ -32,6 +33,9 @@ _LINEAR = ("MatMul", "Gemm")
 _HELD_OUT = 0.25
 # What is kept must gain this much on held-out samples; with a Mul, which costs time, more.
 _LEAST_DB, _LEAST_DB_FOR_MUL = 0.05, 0.5
+# What is done for a trial: quick, and nothing that would hide or make up for what is judged.
+_TRIAL = QuantizeStatic(placement="weighted", prepare=False, observer="min-max", correct_bias=False)
+_TRIAL_SAMPLES = 32
 # How often moves that do not help together are halved.
 _DEPTH = 2
 # Values of alpha for all activations that are tried besides the best expected for each: what the
@@ -97,7 +101,7 @@ class SmoothQuant(Pass):
         if not links:
             return
         seen, held = _split(ctx.samples.take(self.samples))
-        stats = observe_channels(
+        stats = observe_halves(
             ctx.model,
             {link.value.name or "": link.axis for link in links},
             {link.value.name or "": link.channels for link in links},
@@ -105,15 +109,13 @@ class SmoothQuant(Pass):
             threads=ctx.threads,
             progress=ctx.progress,
         )
-        best = self._moves(links, stats, self.alpha)
-        if not self.guard:
-            for move in best:
+        alphas = (None, *_ALPHAS) if self.guard and self.alpha is None else (self.alpha,)
+        choices = [moves for alpha in alphas if (moves := self._moves(links, stats, alpha))]
+        if self.guard and choices:
+            _Guard(ctx, seen, held).run(choices)
+        else:
+            for move in itertools.chain(*choices):
                 _apply(ctx, move)
-        elif best:
-            others = (
-                [] if self.alpha is not None else [self._moves(links, stats, a) for a in _ALPHAS]
-            )
-            _Guard(ctx, seen, held).run([best, *filter(None, others)])
 
     @staticmethod
     def _is_free(ctx: Context, link: Link) -> bool:
@@ -122,17 +124,17 @@ class SmoothQuant(Pass):
         return link.maker is not None
 
     def _moves(
-        self, links: Sequence[Link], stats: Mapping[str, ChannelStats], alpha: float | None
+        self, links: Sequence[Link], stats: Mapping[str, Halves], alpha: float | None
     ) -> list[_Move]:
         found = (self._move(link, stats[link.value.name or ""], alpha) for link in links)
         return sorted((move for move in found if move is not None), key=lambda move: -move.gain)
 
-    def _move(self, link: Link, stats: ChannelStats, alpha: float | None) -> _Move | None:
+    def _move(self, link: Link, stats: Halves, alpha: float | None) -> _Move | None:
         readers = link.weights()
         pairs = (*SMOOTHING, *EXPONENTS) if alpha is None else ((alpha, 1.0 - alpha),)
         scale, gain = best_scale(stats, readers, limit=link.limit, exponents=pairs)
-        start = noise(stats, readers, np.ones(link.channels))
-        if gain < self.least_gain_db or start <= 0.0:
+        start = noise(stats.all, readers, np.ones(link.channels))
+        if gain < self.least_gain_db or start <= 0.0 or (scale == 1.0).all():
             return None
         return _Move(link, scale.astype(np.float32), gain)
 
@@ -225,9 +227,14 @@ class _Guard:
         ctx = self.ctx
         model = ctx.model.copy()
         trial = Context(
-            model, Edit(model), Facts(model), ctx.target_name, self.seen, threads=ctx.threads
+            model,
+            Edit(model),
+            Facts(model),
+            ctx.target_name,
+            self.seen.take(_TRIAL_SAMPLES),
+            threads=ctx.threads,
         )
-        QuantizeStatic(placement="weighted", prepare=False, observer="min-max").run(trial)
+        _TRIAL.run(trial)
         if not trial.edit.changed:
             return None
         provider = ctx.target.provider
