@@ -103,6 +103,23 @@ def ort_u8s8(model: Path, feeds: Sequence[Feeds], out: Path, folder: Path) -> st
     return converted + note
 
 
+def ort_static(model: Path, feeds: Sequence[Feeds], out: Path, folder: Path, method: str) -> str:
+    """`quantize_static` with a calibration method, uint8 activations, int8 weights per channel."""
+    from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_static
+
+    source, note = _at_least_opset_13(model, folder)
+    quantize_static(
+        str(source),
+        str(out),
+        _Reader(feeds),
+        calibrate_method=CalibrationMethod[method],
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
+    return note
+
+
 def ort_dynamic(model: Path, _feeds: Sequence[Feeds], out: Path, folder: Path) -> str:
     """Pre-processed, `quantize_dynamic`, int8 weights."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
