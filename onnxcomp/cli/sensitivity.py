@@ -95,7 +95,7 @@ def sensitivity(
     threads: int,
     html: Path | None,
 ) -> None:
-    """Shows what each layer of MODEL loses in int8, and how much time it saves.
+    """Shows what each layer loses in int8, and what it gains.
 
     The model is judged with each layer alone quantized and with each alone back in float, and every layer
     is timed in both. Those with the most damage for the time they save come first: the ones to leave in

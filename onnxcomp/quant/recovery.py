@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from onnxcomp.compare import Reference, compare
+from onnxcomp.compare import Reference
 from onnxcomp.passbase import QUIET
 from onnxcomp.quant.rounded import quantized_layers
 from onnxcomp.quant.rows import Window
-from onnxcomp.quant.segments import Segment, Walk, split
+from onnxcomp.quant.segments import NoTensorError, Segment, Walk, split
 from onnxcomp.quant.twins import matrices, twins
 from onnxcomp.runtime import Session
 
@@ -35,6 +35,8 @@ _LEAST_CORRELATION = 0.3
 _SURE = 0.95
 # Less is luck.
 _LEAST_DECIBELS = 0.02
+# Beyond these nobody cares how bad or how good a sample is.
+_DECIBELS = (-20.0, 80.0)
 _FEW = 1e-30
 
 
@@ -123,13 +125,28 @@ class Judge:
     threads: int = 0
 
     def decibels(self, model: Model) -> float:
-        """Returns the signal-to-noise ratio, the mean over the outputs."""
+        """Returns the signal-to-noise ratio: the mean over samples and outputs.
+
+        Not that of all samples together: one whose class flips would decide alone.
+        """
+        ratios: list[float] = []
         with Session.open(model, threads=self.threads) as session:
-            found = compare(self.reference, session)
-        ratios = [each.sqnr_db for each in found.outputs if each.sqnr_db is not None]
-        if found.reason or not ratios or any(math.isnan(ratio) for ratio in ratios):
-            return -math.inf
-        return float(np.mean(ratios))
+            for feeds, expected in self.reference:
+                made = session.run(feeds)
+                for name, wanted in expected.items():
+                    if isinstance(wanted, np.ndarray) and wanted.dtype.kind == "f" and wanted.size:
+                        ratios.append(_decibels(wanted, made[name]))
+        return float(np.mean(ratios)) if ratios else -math.inf
+
+
+def _decibels(wanted: NDArray[Any], made: NDArray[Any]) -> float:
+    if made.shape != wanted.shape:
+        return -math.inf
+    noise = np.square(made.astype(np.float64) - wanted).sum()
+    signal = np.square(wanted, dtype=np.float64).sum()
+    if not np.isfinite(noise):
+        return -math.inf
+    return float(np.clip(10.0 * np.log10(max(signal, _FEW) / max(noise, _FEW)), *_DECIBELS))
 
 
 @dataclass(frozen=True)
@@ -163,6 +180,8 @@ class Recovery:
         rows: Places of a sample that are looked at.
         chunks: Into how many parts the layers are divided; each part stays or goes as a whole.
         progress: Progress bars.
+        unmatched: Layers that the float model does not tell anything about.
+        problem: Why nothing could be done at all.
     """
 
     model: Model
@@ -175,11 +194,21 @@ class Recovery:
     chunks: int = 6
     progress: Progress = QUIET
     unmatched: list[QuantizedLayer] = field(default_factory=list)
+    problem: str = ""
     _twins: dict[QuantizedLayer, Twin] = field(default_factory=dict)
     _ends: dict[ir.Node, QuantizedLayer] = field(default_factory=dict)
 
     def run(self, improve: Improve, text: str) -> list[Verdict]:
         """Improves layer after layer; returns what was kept and what was not."""
+        mark = self.edit.mark()
+        try:
+            return self._run(improve, text)
+        except NoTensorError as error:
+            self.edit.rollback(mark)
+            self.problem = error.message
+            return []
+
+    def _run(self, improve: Improve, text: str) -> list[Verdict]:
         ends = self._find()
         if not ends:
             return []

@@ -135,6 +135,8 @@ class BiasWriter:
             What was really added, None where the layer has no bias that can move; `refused` says why.
         """
         index = layer.bias_index
+        if not np.isfinite(shift).all():
+            return self._refuse(layer, "its outputs on the samples are not finite")
         if index is None:
             return self._refuse(layer, "it has no bias, and an Add behind it would cost time")
         value = input_at(layer.end, index)

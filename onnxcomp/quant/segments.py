@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
-from onnxcomp.errors import SamplesError, quoted
+from onnxcomp.errors import UserError, quoted
 from onnxcomp.ir import ir
 from onnxcomp.ir.bodies import reads
 from onnxcomp.ir.ops import is_pure, subgraphs
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     State = dict[str, np.ndarray]
 
 MEMORY_LIMIT = 1 << 30
+
+
+class NoTensorError(UserError):
+    """A value between two pieces of a model is a sequence, a map or absent, and cannot be kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +134,7 @@ class Walk:
         """Runs a piece on each sample and yields what it makes, with `taps`; nothing is kept.
 
         Raises:
-            SamplesError: If a value between the pieces is no tensor.
+            NoTensorError: If a value between the pieces is no tensor.
         """
         names = [value.name or "" for value in dict.fromkeys((*segment.outputs, *taps))]
         fed = [value.name or "" for value in segment.inputs]
@@ -149,7 +153,10 @@ class Walk:
         for state, made in zip(self.states, outputs, strict=True):
             for value in segment.done:
                 state.pop(value.name or "", None)
-            state.update({name: array for name, array in made.items() if name in kept})
+            for name in kept & made.keys():
+                if not isinstance(made[name], np.ndarray):
+                    raise NoTensorError(f"the value {quoted(name)} between two layers is no tensor")
+                state[name] = made[name]
         self._fit()
 
     def _fit(self) -> None:
@@ -176,10 +183,7 @@ class Walk:
         graph.node.extend(ir.to_proto(node) for node in nodes)
         for name, value in constants.items():
             if value.const_value is not None:
-                tensor = onnx.TensorProto()
-                tensor.CopyFrom(ir.to_proto(value.const_value))
-                tensor.name = name
-                graph.initializer.append(tensor)
+                graph.initializer.append(_written(name, value.const_value))
         graph.input.extend(self._info(value) for value in segment.inputs if value in fed)
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         proto = onnx.ModelProto(ir_version=self.model.ir_version, graph=graph)
@@ -190,11 +194,19 @@ class Walk:
 
     def _info(self, value: ir.Value) -> onnx.ValueInfoProto:
         name = value.name or ""
-        array = self.states[0].get(name)
-        if not isinstance(array, np.ndarray):
-            raise SamplesError(f"the value {quoted(name)} between two layers is no tensor")
+        array = self.states[0][name]
         code = ir.DataType.from_numpy(array.dtype).value
         return onnx.helper.make_tensor_value_info(name, code, [None] * array.ndim)
+
+
+def _written(name: str, tensor: ir.TensorProtocol) -> onnx.TensorProto:
+    """Returns a tensor with its bytes, wherever they lie."""
+    made = onnx.TensorProto(name=name, dims=tensor.shape.numpy(), data_type=tensor.dtype.value)
+    if tensor.dtype == ir.DataType.STRING:
+        made.string_data.extend(tensor.numpy().reshape(-1).tolist())
+    else:
+        made.raw_data = tensor.tobytes()
+    return made
 
 
 def _with_constants(

@@ -255,6 +255,26 @@ def test_a_matmul_without_an_add_says_so() -> None:
     assert "CBI101" in {d.code for d in result.diagnostics}
 
 
+def test_a_sequence_between_layers_is_left_alone() -> None:
+    text = """
+        g (float[4, 16] x) => (float[4, 6] y)
+        <float[16, 8] w, float[8] b, float[8, 6] v, float[6] c, int64 i = {0}> {
+          m = MatMul (x, w)
+          n = Add (m, b)
+          s = SequenceConstruct (n, n)
+          k = MatMul (n, v)
+          l = Add (k, c)
+          e = SequenceAt (s, i)
+          f = MatMul (e, v)
+          y = Add (f, l)
+        }"""
+    proto, feeds = model(text), samples((4, 16))
+    plain = Pipeline((QuantizeStatic(placement="all", prepare=False),)).run(proto, samples=feeds)
+    result = Pipeline((CorrectBias(),)).run(plain.model, samples=feeds, reference=proto)
+    assert not result.changed
+    assert "RCV105" in {d.code for d in result.diagnostics}
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(1, 3),

@@ -26,6 +26,7 @@ CODES: Mapping[str, str] = {
     "RCV103": "The float model has no layer that this one comes from, or one that gives something else, so "
     "it was left alone. A pass that renames or merges nodes may stand between the two models.",
     "RCV104": "No layer of the model has a weight behind a DequantizeLinear. Quantize it first.",
+    "RCV105": "The model cannot be run piece by piece: a sequence or a map lies between its layers.",
 }
 
 
@@ -57,6 +58,8 @@ def recovery(
 
 def report(ctx: Context, work: Recovery, verdicts: Sequence[Verdict], what: str) -> None:
     """Says what was kept, taken back and left alone."""
+    if work.problem:
+        ctx.skip("RCV105", None, work.problem)
     for layer in work.unmatched:
         ctx.skip("RCV103", layer.node, "it has no counterpart in the float model")
     for verdict in verdicts:
