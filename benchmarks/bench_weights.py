@@ -12,7 +12,7 @@ with one row (a sequence of length 1) and with 128.
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -80,6 +80,9 @@ def ort_gptq(model: Path, feeds: Sequence[Feeds], out: Path) -> None:
     class Reader:
         def __init__(self) -> None:
             self.left = iter(feeds)
+
+        def __iter__(self) -> Iterator[Feeds]:
+            return iter(feeds)
 
         def get_next(self) -> Feeds | None:
             return next(self.left, None)

@@ -272,6 +272,82 @@ def test_standard_and_own_operator_mean_the_same_numbers() -> None:
         np.testing.assert_array_equal(first.run(feed)["y"], second.run(feed)["y"])
 
 
+@pytest.mark.parametrize(
+    ("opset", "node"),
+    [
+        (
+            12,
+            'u = Resize <coordinate_transformation_mode = "tf_half_pixel_for_nn", mode = "nearest">'
+            " (z, roi, k)",
+        ),
+        (7, "u = BatchNormalization <spatial = 0> (z, a, a, a, a)"),
+    ],
+)
+def test_where_the_opset_is_out_of_reach_there_are_eight_bits(opset: int, node: str) -> None:
+    text = f"""
+        <ir_version: 7, opset_import: ["" : {opset}]>
+        g (float[m, 64] x, float[1, 2, 4, 4] z) => (float[m, 96] y, float[1, 2, h, w] u)
+        <float[64, 96] w, float[2, 4, 4] a, float[4] k = {{1, 1, 2, 2}}, float[8] roi> {{
+          y = MatMul (x, w)
+          {node}
+        }}"""
+    result = quantized(model(text), bits=4)
+    assert result.model.opset == opset
+    assert "WQT102" in codes(result)
+    assert "DequantizeLinear" not in operators(result)
+    assert result.model.nbytes < 0.35 * 64 * 96 * 4
+
+
+def test_a_weight_in_a_constant_node() -> None:
+    proto = model(MATMUL)
+    node = onnx.helper.make_node("Constant", [], ["w"], value=proto.graph.initializer[0])
+    del proto.graph.initializer[:]
+    proto.graph.node.insert(0, node)
+    result = quantized(proto)
+    assert operators(result) == ["DequantizeLinear", "MatMul"]
+    assert relative_error(proto, result) < 0.15
+
+
+def test_the_bias_gives_back_the_mean() -> None:
+    text = """
+        g (float[m, 64] x) => (float[m, 96] y) <float[64, 96] w, float[96] b> {
+          p = MatMul (x, w)
+          y = Add (b, p)
+        }"""
+    samples = [{"x": feed["x"] + 3.0} for feed in correlated()]
+    result = quantized(text, samples, format="unpacked")
+    assert result.outcomes[0].stats["biases corrected"] == 1
+    held = [{"x": feed["x"] + 3.0} for feed in correlated(40)[20:]]
+    means = []
+    for each in (model(text), result.model.to_proto()):
+        with Session.open(each) as session:
+            means.append(np.mean([session.run(feed)["y"].mean(0) for feed in held], axis=0))
+    shift = np.abs(means[0] - means[1]).max()
+    assert shift < 0.02 * np.abs(means[0]).max()
+
+
+def test_scales_of_awq_go_into_the_norm_in_front() -> None:
+    text = """
+        g (float[m, 64] x) => (float[m, 96] y)
+        <float[64] s, float[64] t, float[64, 96] w> {
+          n = LayerNormalization (x, s, t)
+          y = MatMul (n, w)
+        }"""
+    proto = model(text)
+    scale = np.ones(64, "f4")
+    scale[:3] = 40.0
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(scale, "s"))
+    result = quantized(proto, correlated(), method="awq", format="unpacked")
+    plain = quantized(proto, correlated(), method="mse", format="unpacked")
+    assert result.outcomes[0].stats["activations scaled"] == 1
+    assert operators(result).count("Mul") == 1, "none but that of the scales of the weight"
+    sqnr = []
+    for each in (result, plain):
+        with Session.open(proto) as first, Session.open(each.model.to_proto()) as second:
+            sqnr.append(compare(first, second, correlated(40)[20:]).worst("sqnr_db") or 0.0)
+    assert sqnr[0] > sqnr[1] + 1
+
+
 def test_many_rows_are_unpacked_and_few_are_not() -> None:
     few = quantized(MATMUL.replace("m,", "2,"))
     many = quantized(MATMUL.replace("m,", "128,"))

@@ -150,9 +150,9 @@ class QuantizeWeights(Pass):
             return
         before = sum(int(site.tensor.nbytes) for site in sites)
         plans = self._plans(ctx, sites)
+        plans = _in_reach(ctx, plans)
         if not plans:
             return
-        plans = _in_reach(ctx, plans)
         if ctx.samples is None and self.method in ("gptq", "awq", "awq-gptq"):
             ctx.warn("WQT111", None, f"{self.method} needs samples: give --data (samples=)")
         if self.method in _WITH_SCALES and ctx.samples is not None:
@@ -371,23 +371,29 @@ def _is_finite(ctx: Context, site: Site) -> bool:
 
 def _in_reach(ctx: Context, plans: list[Plan]) -> list[Plan]:
     """Raises the opset as far as needed; where that is not possible, weights get 8 bits."""
-    needed = max(plan.opset for plan in plans)
-    while needed > ctx.model.opset:
-        reason = f"the runtime knows opsets up to {newest_opset()}"
-        if needed <= newest_opset():
-            mark = ctx.edit.mark()
-            blocked = convert(ctx.model, ctx.edit, ctx.facts.get(Shapes()), needed)
-            if not blocked:
-                _raise_format(ctx, needed)
-                break
-            ctx.edit.rollback(mark)
-            node = blocked[0].node
-            place = "" if node is None else f"{node.op_type}: "
-            reason = f"opset {needed} is not possible: {place}{blocked[0].reason}"
+    while (needed := max((plan.opset for plan in plans), default=0)) > ctx.model.opset:
+        reason = _raise_opset(ctx, needed)
+        if not reason:
+            break
         ctx.skip("WQT102", None, reason)
         plans = [plan.within(needed - 1) for plan in plans]
-        needed = max(plan.opset for plan in plans)
+        plans = [plan for plan in plans if plan.opset < needed]
     return plans
+
+
+def _raise_opset(ctx: Context, needed: int) -> str:
+    """Returns why the model cannot have an opset, empty when it has it now."""
+    if needed > newest_opset():
+        return f"the runtime knows opsets up to {newest_opset()}"
+    mark = ctx.edit.mark()
+    blocked = convert(ctx.model, ctx.edit, ctx.facts.get(Shapes()), needed)
+    if not blocked:
+        _raise_format(ctx, needed)
+        return ""
+    ctx.edit.rollback(mark)
+    node = blocked[0].node
+    place = "" if node is None else f"{node.op_type}: "
+    return f"opset {needed} is not possible: {place}{blocked[0].reason}"
 
 
 def _raise_format(ctx: Context, opset: int) -> None:

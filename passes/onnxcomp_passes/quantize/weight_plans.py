@@ -25,8 +25,8 @@ _SLOWER_FROM = {2: 4, 4: 12}
 _NEVER_SLOWER_BLOCK = 128
 # Opsets in which standard operators can say it.
 _PACKED = {2: 25, 4: 21, 8: 21}
-_UNPACKED = {2: 25, 3: 18, 4: 21, 8: 9}
-_TABLE = {4: 18, 8: 9}
+_UNPACKED = {2: 25, 3: 18, 4: 21, 8: 6}
+_TABLE = {4: 18, 8: 6}
 PER_COLUMN_OPSET = 13
 
 

@@ -123,11 +123,12 @@ def find_sites(
     for value, tensor in _weights(model):
         if tensor.dtype not in FLOATS or tensor.size < max(smallest, 1):
             continue
-        uses = tuple(_uses(value))
+        shape = tuple(tensor.shape.numpy())
+        uses = tuple(_uses(value, shape))
         known = [is_op(use.node, *wanted) for use in uses]
         if not any(known):
             continue
-        if not all(known) or value.is_graph_output() or len(tensor.shape.numpy()) < 2:
+        if not all(known) or value.is_graph_output() or len(shape) < 2:
             refused.append(value)
             continue
         sites.append(Site(value, tensor, uses))
@@ -151,14 +152,14 @@ def _weights(model: Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
                 yield value, tensor
 
 
-def _uses(value: ir.Value) -> Iterator[Use]:
+def _uses(value: ir.Value, shape: tuple[int, ...]) -> Iterator[Use]:
     for usage in value.uses():
         node, index = usage.node, usage.idx
         behind = _behind_transpose(node)
         if behind:
             yield from (Use(reader, 1, "rows", node) for reader in behind)
         else:
-            yield Use(node, index, _kind(node, index, value))
+            yield Use(node, index, _kind(node, index, shape))
 
 
 def _behind_transpose(node: ir.Node) -> list[ir.Node]:
@@ -172,27 +173,26 @@ def _behind_transpose(node: ir.Node) -> list[ir.Node]:
     return [usage.node for usage in usages] if fits else []
 
 
-def _kind(node: ir.Node, index: int, value: ir.Value) -> Kind:
-    rank = 0 if value.shape is None else len(value.shape)
-    if rank != 2 or any(attr.is_ref() for attr in node.attributes.values()):
+def _kind(node: ir.Node, index: int, shape: tuple[int, ...]) -> Kind:
+    if len(shape) != 2 or any(attr.is_ref() for attr in node.attributes.values()):
         return "other"
     if is_op(node, "MatMul") and index == 1:
         return "columns"
-    if is_op(node, "Gemm") and index == 1 and _is_plain(node):
+    if is_op(node, "Gemm") and index == 1 and _is_plain(node, shape):
         return "rows" if attribute(node, "transB", 0) else "columns"
     if is_op(node, "Gather") and index == 0 and attribute(node, "axis", 0) in (0, -2):
         return "table"
     return "other"
 
 
-def _is_plain(gemm: ir.Node) -> bool:
+def _is_plain(gemm: ir.Node, shape: tuple[int, ...]) -> bool:
     """Whether a Gemm is a product and a bias for each column, which onnxruntime has one kernel for."""
     if attribute(gemm, "transA", 0) != 0:
         return False
     if (attribute(gemm, "alpha", 1.0), attribute(gemm, "beta", 1.0)) != (1.0, 1.0):
         return False
-    bias, weight = input_at(gemm, 2), gemm.inputs[1]
-    if bias is None or weight is None or weight.shape is None:
+    bias = input_at(gemm, 2)
+    if bias is None:
         return True
-    columns = weight.shape[0 if attribute(gemm, "transB", 0) else 1]
+    columns = shape[0 if attribute(gemm, "transB", 0) else 1]
     return bias.shape is not None and tuple(bias.shape) == (columns,)
