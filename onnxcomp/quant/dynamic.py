@@ -155,6 +155,8 @@ def _product(node: ir.Node, shapes: ShapeMap) -> Site | str:
     tensor = constant(weight)
     if source is None or weight is None or constant(source) is not None:
         return "its first input is a constant"
+    if tensor is None and weight.is_initializer():
+        return "callers may replace its weight, which is an input too (see fix-signature)"
     if tensor is None:
         return "it multiplies two activations, which is not faster in int8"
     if tensor.dtype != _FLOAT or shapes.dtype(source) not in {None, _FLOAT}:

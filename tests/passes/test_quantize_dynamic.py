@@ -111,6 +111,29 @@ def test_readers_of_one_activation_share_its_rounding() -> None:
     assert fused(got) == ["DynamicQuantizeLinear", "MatMulIntegerToFloat", "MatMulIntegerToFloat"]
 
 
+@pytest.mark.parametrize(
+    ("body", "constants"),
+    [
+        ("y = MatMul (x, w)", ""),
+        ("a = MatMul (x, w) y = Add (a, b)", ", float[16] b"),
+        ("a = MatMul (x, w) y = Add (b, a)", ", float[1, 1, 16] b"),
+    ],
+)
+@pytest.mark.parametrize("opset", [11, 13, 17, 21])
+def test_every_form_fuses(body: str, constants: str, opset: int) -> None:
+    proto = model(f"""<ir_version: 8, opset_import: ["": {opset}]>
+        g (float[2, N, 8] x) => (float[2, N, 16] y) <float[8, 16] w{constants}> {{ {body} }}""")
+    got, _ = run_pass(EVERYTHING, proto)
+    assert fused(got) == ["DynamicQuantizeMatMul"]
+    assert sqnr(proto, got, feeds((2, 5, 8), 4)) > 35
+
+
+def test_a_gemm_with_a_bias_fuses() -> None:
+    proto = model("""
+        g (float[N, 8] x) => (float[N, 6] y) <float[8, 6] w, float[6] b> { y = Gemm (x, w, b) }""")
+    assert fused(run_pass(EVERYTHING, proto)[0]) == ["DynamicQuantizeMatMul"]
+
+
 @pytest.mark.parametrize("transposed", [0, 1])
 @pytest.mark.parametrize("bias", ["6", "1", "1, 6"])
 def test_gemm_with_factors_is_a_product_and_an_addition(transposed: int, bias: str) -> None:
