@@ -192,11 +192,12 @@ def _observe(
         for index, feed in enumerate(samples):
             arrays = {**feed, **(session.run(feed, taps) if taps else {})}
             for name, axis in axes.items():
-                array = arrays[name]
-                if not np.isfinite(array).all():
-                    raise SamplesError(f"the tensor {quoted(name)} has NaN or infinite values")
-                if not found[name][index % parts].add(array, axis):
+                stats = found[name][index % parts]
+                # Nobody else holds it: what was looked at is freed.
+                if not stats.add(arrays.pop(name), axis):
                     raise SamplesError(f"the tensor {quoted(name)} changes its channels")
+                if not np.isfinite(stats.high - stats.low).all():
+                    raise SamplesError(f"the tensor {quoted(name)} has NaN or infinite values")
     return found
 
 
