@@ -282,7 +282,7 @@ def rescale_bias(edit: Edit, node: ir.Node, factor: NDArray[np.float64]) -> None
 
 def put_constant(edit: Edit, node: ir.Node, index: int, new: NDArray[Any]) -> None:
     """Gives a node a constant of its own: others may read the one that was there."""
-    old = node.inputs[index]
+    old = input_at(node, index)
     alone = old is not None and old.is_initializer() and len(old.uses()) == 1
     if old is not None and alone and not is_interface(old):
         edit.set_tensor(old, new)

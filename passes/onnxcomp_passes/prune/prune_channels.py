@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import override
 
 from onnxcomp.analysis.channels import Channels
@@ -15,6 +16,7 @@ from onnxcomp.errors import UserError
 from onnxcomp.passbase import Pass
 from onnxcomp_passes.prune.support.arithmetic import arithmetic
 from onnxcomp_passes.prune.support.criteria import Criterion, scores
+from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
 from onnxcomp_passes.prune.support.selection import Candidate, Spread, least_units, select
 
@@ -39,7 +41,9 @@ class PruneChannels(Pass):
     an ordinary smaller one. Inputs and outputs stay. Say how much: a share of all channels
     (`ratio`), of the arithmetic (`flops`) or of the weights (`parameters`).
 
-    What is left was not trained to be alone: measure it, train it on, or use it as a starting point.
+    What is left was not trained to be alone. With samples it is fitted, layer after layer, to what the
+    layers gave before (`reconstruct`), which brings most of the quality back: measure it, train it on, or
+    use it as a starting point.
     Channels that a normalization runs over are left alone unless `normalized` is set.
 
         x -> Conv(64 filters) -> Relu -> Conv(w[128, 64])
@@ -53,6 +57,9 @@ class PruneChannels(Pass):
         "understood. `onnxcomp inspect --channels` shows what is in the way.",
         "PRN102": "Less was removed than asked for: every group keeps a share of its channels (`keep`).",
         "PRN103": "A group of channels was skipped, for the reason given.",
+        "PRN104": "How near the outputs are to the original's on held-out samples, before and after the "
+        "layers that are left were fitted to what they gave.",
+        "PRN105": "Nothing was fitted: there are no samples, or too few. Give real ones (--data).",
     }
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -73,6 +80,10 @@ class PruneChannels(Pass):
     """Also remove channels that a normalization or softmax runs over, which changes all the others."""
     skip: tuple[str, ...] = ()
     """Names of nodes whose channels stay; `*` stands for anything."""
+    reconstruct: bool = True
+    """With samples: fit the weights of the layers that are left to what they gave before."""
+    samples: PositiveInt = 128
+    """How many samples to fit on; every fourth one only decides what stays."""
     seed: int = 0
     """Seed of the criterion `random`."""
 
@@ -92,8 +103,28 @@ class PruneChannels(Pass):
             ctx.skip("PRN101", "model", "no channel may be removed")
             return
         share = self._share(ctx, shapes, candidates)
-        removed = self._remove(ctx, shapes, candidates, share)
+        before = ctx.model.copy() if self.reconstruct and ctx.samples is not None else None
+        removal, removed = self._remove(ctx, shapes, candidates, share)
         ctx.edit.count("channels removed", removed)
+        if before is not None and removed:
+            self._fit(ctx, Reconstruction(ctx, before, removal))
+        elif self.reconstruct:
+            ctx.note(
+                "PRN105", None, "the layers that are left were not fitted: there are no samples"
+            )
+
+    def _fit(self, ctx: Context, reconstruction: Reconstruction) -> None:
+        first, last = reconstruction.run(self.samples)
+        if math.isnan(first):
+            ctx.note("PRN105", None, "the layers that are left were not fitted: too few samples")
+            return
+        fitted = len(reconstruction.fitted)
+        if fitted:
+            ctx.edit.count("layers fitted", fitted)
+            text = f"{fitted} layers fitted: {first:.1f} dB before, {last:.1f} dB after"
+        else:
+            text = f"fitting the layers did not help ({first:.1f} dB before, {last:.1f} dB after)"
+        ctx.note("PRN104", None, f"{text}, on held-out samples")
 
     def _candidates(self, ctx: Context, channels: ChannelMap) -> list[Candidate]:
         found = []
@@ -153,14 +184,14 @@ class PruneChannels(Pass):
 
     def _remove(
         self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate], share: float
-    ) -> int:
+    ) -> tuple[Removal, int]:
         removal = Removal(ctx, shapes)
         chosen: list[Array] = select(candidates, share, self.spread, self.multiple)
         for candidate, dead in zip(candidates, chosen, strict=True):
             if dead.any():
                 removal.drop(candidate.group, dead)
         removal.apply()
-        return sum(int(dead.sum()) for dead in chosen)
+        return removal, sum(int(dead.sum()) for dead in chosen)
 
 
 def _names(channels: ChannelMap, group: Group) -> list[str]:

@@ -1,0 +1,147 @@
+"""prune-channels: what is left is fitted to what layers gave before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxcomp.compare import compare
+from onnxcomp.pipeline import Pipeline
+from onnxcomp.runtime import Session
+from onnxcomp_passes.prune.prune_channels import PruneChannels
+from onnxcomp_passes.prune.support.regression import Sums, best_fit
+from tests.helpers.text import model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from onnxcomp.pipeline import Result
+
+# Channels of a net that was never trained are all equally useless; these repeat each other.
+CHAIN = """
+    g (float[1, 3, 8, 8] x) => (float[1, 5] y)
+    <float[24, 3, 3, 3] w0, float[24] b0, float[24, 1, 3, 3] d, float[16, 24, 1, 1] w1, float[16] b1,
+     float[16, 5] w2, float[5] b2> {
+      c0 = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w0, b0)
+      r0 = Relu (c0)
+      c1 = Conv <kernel_shape = [3, 3], group = 24> (r0, d)
+      c2 = Conv (c1, w1, b1)
+      r2 = Relu (c2)
+      p = GlobalAveragePool (r2)
+      f = Flatten (p)
+      m = MatMul (f, w2)
+      y = Add (m, b2)
+    }"""
+
+
+def samples(count: int = 24) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(2)
+    return [{"x": rng.normal(size=(1, 3, 8, 8)).astype("f4")} for _ in range(count)]
+
+
+def run(feeds: Sequence[Mapping[str, np.ndarray]] | None, **options: Any) -> Result:
+    step = PruneChannels(ratio=0.5, **options)
+    return Pipeline((step,)).run(model(CHAIN), samples=feeds, threads=1)
+
+
+def decibels(result: Result) -> float:
+    fresh = [{"x": np.random.default_rng(9).normal(size=(1, 3, 8, 8)).astype("f4")}]
+    with Session.open(model(CHAIN)) as before, Session.open(result.model) as after:
+        return compare(before, after, fresh).worst("sqnr_db") or 0.0
+
+
+def notes(result: Result, code: str) -> list[str]:
+    return [found.message for found in result.diagnostics if found.code == code]
+
+
+def shapes(result: Result) -> dict[tuple[int, ...], int]:
+    found: dict[tuple[int, ...], int] = {}
+    for tensor in result.model.to_proto().graph.initializer:
+        found[tuple(tensor.dims)] = found.get(tuple(tensor.dims), 0) + 1
+    return found
+
+
+def test_fitting_brings_outputs_nearer_and_says_by_how_much() -> None:
+    plain, fitted = run(samples(), reconstruct=False), run(samples())
+    assert decibels(fitted) > decibels(plain) + 3
+    (text,) = notes(fitted, "PRN104")
+    assert text.startswith("3 layers fitted: ")
+    assert not notes(plain, "PRN104")
+
+
+def test_fitting_changes_numbers_only() -> None:
+    plain, fitted = run(samples(), reconstruct=False), run(samples())
+    kinds = [node.op_type for node in plain.model.graph]
+    assert [node.op_type for node in fitted.model.graph] == kinds
+    weights = {shape for shape in shapes(plain) if len(shape) > 1}
+    assert {shape for shape in shapes(fitted) if len(shape) > 1} == weights
+    # A Conv without a bias gets one: it costs nothing.
+    assert sum(shapes(fitted).values()) == sum(shapes(plain).values()) + 1
+
+
+@pytest.mark.parametrize("count", [None, 3])
+def test_without_samples_it_says_that_nothing_was_fitted(count: int | None) -> None:
+    result = run(None if count is None else samples(count))
+    assert len(notes(result, "PRN105")) == 1
+    plain = run(None, reconstruct=False)
+    assert result.model.to_proto() == plain.model.to_proto()
+
+
+def test_what_does_not_help_is_taken_back() -> None:
+    # Nothing can be learnt from samples that are all zero but those that judge.
+    feeds = samples()
+    for index, feed in enumerate(feeds):
+        if index % 4 != 3:
+            feed["x"][:] = 0
+    result = run(feeds)
+    assert notes(result, "PRN104")
+    assert decibels(result) >= decibels(run(None, reconstruct=False)) - 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    groups=st.integers(1, 3),
+    inputs=st.integers(1, 6),
+    outputs=st.integers(1, 4),
+    biased=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_a_linear_layer_is_found_again(
+    groups: int, inputs: int, outputs: int, biased: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(groups, inputs, outputs))
+    bias = rng.normal(size=(groups, outputs)) if biased else None
+    fitted, judged = (Sums(groups, inputs, outputs) for _ in range(2))
+
+    def draw() -> tuple[np.ndarray, np.ndarray]:
+        rows = rng.normal(size=(groups, 60, inputs))
+        return rows, rows @ weight + (0 if bias is None else bias[:, None, :])
+
+    fitted.add(*draw())
+    rows, wanted = draw()
+    judged.add(rows, wanted)
+    start = np.zeros_like(weight)
+    found = best_fit(fitted, judged, start, None if bias is None else np.zeros_like(bias))
+    assert found is not None
+    np.testing.assert_allclose(found[0], weight, atol=5e-3)
+    rest = rows @ found[0] - wanted
+    if found[1] is not None and bias is not None:
+        np.testing.assert_allclose(found[1], bias, atol=5e-3)
+        rest += found[1][:, None, :]
+    direct = np.square(rest).sum(axis=(1, 2)) / rows.shape[1]
+    np.testing.assert_allclose(judged.errors(*found), direct, rtol=1e-6, atol=1e-9)
+
+
+def test_what_cannot_get_nearer_stays() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(1, 4, 2))
+    fitted, judged = Sums(1, 4, 2), Sums(1, 4, 2)
+    for sums in (fitted, judged):
+        rows = rng.normal(size=(1, 30, 4))
+        sums.add(rows, rows @ weight)
+    assert best_fit(fitted, judged, weight, None) is None
