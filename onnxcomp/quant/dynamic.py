@@ -64,6 +64,7 @@ class Site:
         width: Columns of the matrix.
         transposed: Whether the matrix is stored with its columns first.
         follower: The Add behind a MatMul that adds a constant vector.
+        rank: Dimensions of the activation of a Conv, whose channels stand on axis 1; 0 for others.
     """
 
     node: ir.Node
@@ -75,10 +76,15 @@ class Site:
     width: int
     transposed: bool = False
     follower: ir.Node | None = None
+    rank: int = 0
 
     def matrix(self) -> NDArray[Any]:
         """Reads the weight of a product or of an attention as rows and columns."""
-        found = self.tensors[0].numpy()
+        found = (
+            self.tensors[0]
+            .numpy()
+            .reshape((self.width, self.depth) if self.transposed else (self.depth, self.width))
+        )
         return found.T if self.transposed else found
 
     @property
@@ -87,10 +93,10 @@ class Site:
         return key_of(self.node)
 
     def pays(self, shapes: ShapeMap) -> bool:
-        """Whether int8 can be expected to be faster, from sizes alone."""
+        """Whether int8 can be expected to be faster, from sizes alone; of a Conv that cannot be told."""
         if self.kind == "lstm":
             return self.width * self.width // GATES >= _LEAST_STATE
-        if self.depth < _FEWEST_ROWS or self.width < _FEWEST_COLUMNS:
+        if self.rank or self.depth < _FEWEST_ROWS or self.width < _FEWEST_COLUMNS:
             return False
         rows = _rows(shapes, self.source)
         return rows * self.depth * self.width >= _LEAST_WORK
@@ -112,7 +118,9 @@ def rounded_node(model: Model) -> ir.Node | None:
     return next((node for node in model.nodes() if node.op_type in ROUNDED), None)
 
 
-def find_sites(model: Model, shapes: ShapeMap, options: Filter, *, contrib: bool) -> Sites:
+def find_sites(
+    model: Model, shapes: ShapeMap, options: Filter, *, contrib: bool, pointwise: bool = False
+) -> Sites:
     """Returns the nodes of a model that can be computed in int8, bodies of If, Loop and Scan included.
 
     Args:
@@ -120,6 +128,7 @@ def find_sites(model: Model, shapes: ShapeMap, options: Filter, *, contrib: bool
         shapes: Types and shapes.
         options: Which nodes the user wants left alone.
         contrib: Whether operators that only onnxruntime has may be used.
+        pointwise: Whether Conv with kernels of one element are of interest.
     """
     result = Sites()
     functions = {function.graph for function in model.core.functions.values()}
@@ -128,6 +137,8 @@ def find_sites(model: Model, shapes: ShapeMap, options: Filter, *, contrib: bool
             continue
         for node in graph:
             found = _site(node, shapes, contrib=contrib)
+            if pointwise and is_op(node, "Conv"):
+                found = _pointwise(node, shapes)
             if isinstance(found, Site):
                 reason = options.rejects(node)
                 found = reason or found
@@ -170,6 +181,29 @@ def _product(node: ir.Node, shapes: ShapeMap) -> Site | str:
     depth, width = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
     follower = _following_bias(node, width)
     return Site(node, "product", source, weight, (tensor,), depth, width, transposed, follower)
+
+
+def _pointwise(node: ir.Node, shapes: ShapeMap) -> Site | str:
+    """The site of a Conv that is a product at each place; empty for any other."""
+    source, weight = input_at(node, 0), input_at(node, 1)
+    tensor = constant(weight)
+    if source is None or weight is None or tensor is None or not tensor.size:
+        return ""
+    shape = tensor.shape.numpy()
+    steps = (attribute(node, "strides", (1,)), attribute(node, "pads", (0,)))
+    if any(size != 1 for size in shape[2:]) or attribute(node, "group", 1) != 1:
+        return ""
+    if any(step != 1 for step in steps[0]) or any(pad != 0 for pad in steps[1]):
+        return ""
+    bias = input_at(node, 2)
+    if tensor.dtype != _FLOAT or shapes.dtype(source) not in {None, _FLOAT}:
+        return f"its weight is {tensor.dtype.name.lower()}, not float32"
+    if constant(source) is not None or (bias is not None and constant(bias) is None):
+        return "its bias is no constant" if bias is not None else "its first input is a constant"
+    width, depth = shape[:2]
+    return Site(
+        node, "product", source, weight, (tensor,), depth, width, transposed=True, rank=len(shape)
+    )
 
 
 def _unfit_gemm(node: ir.Node) -> str:

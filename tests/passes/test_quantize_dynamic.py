@@ -128,6 +128,34 @@ def test_every_form_fuses(body: str, constants: str, opset: int) -> None:
     assert sqnr(proto, got, feeds((2, 5, 8), 4)) > 35
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("spatial", ["5", "3, 4"])
+def test_a_conv_with_a_kernel_of_one_is_a_product(bias: bool, spatial: str) -> None:
+    ones = ", ".join("1" for _ in spatial.split(","))
+    constants, inputs = (", float[6] b", "x, w, b") if bias else ("", "x, w")
+    proto = model(f"""
+        g (float[2, 8, {spatial}] x) => (float[2, 6, {spatial}] y)
+        <float[6, 8, {ones}] w{constants}> {{ y = Conv <kernel_shape = [{ones}]> ({inputs}) }}""")
+    got, _ = run_pass(EVERYTHING, proto)
+    onnx.checker.check_model(got, full_check=True)
+    assert kinds(got)[0] == kinds(got)[-1] == "Transpose"
+    assert "DynamicQuantizeMatMul" in fused(got)
+    shape = (2, 8, *(int(size) for size in spatial.split(",")))
+    assert sqnr(proto, got, feeds(shape, 4)) > 35
+
+
+@pytest.mark.parametrize(
+    "attributes", ["strides = [2, 2]", "pads = [1, 1, 1, 1]", "group = 2, kernel_shape = [1, 1]"]
+)
+def test_other_conv_stay(attributes: str) -> None:
+    proto = model(
+        f"""
+        g (float[1, 8, 4, 4] x) => (float[1, 6, A, B] y) <float[6, K, 1, 1] w> {{
+          y = Conv <{attributes}> (x, w) }}""".replace("K", "4" if "group" in attributes else "8")
+    )
+    assert_unchanged(EVERYTHING, proto)
+
+
 def test_a_gemm_with_a_bias_fuses() -> None:
     proto = model("""
         g (float[N, 8] x) => (float[N, 6] y) <float[8, 6] w, float[6] b> { y = Gemm (x, w, b) }""")

@@ -169,9 +169,14 @@ class DynamicPlacement:
             elif name in made.own:
                 own[made.own[name]] += seconds
         readers = Counter(site.source for site in self._inner())
+        members: dict[str, set[str]] = defaultdict(set)
+        for name, owner in self.regions.owner.items():
+            members[owner].add(name)
         for site in self._inner():
             names = {key_of(n) for n in (site.node, site.follower) if n is not None}
             units = {self.regions.owner.get(name, name) for name in names}
+            # What the kernel in float does besides, such as a Relu, is on its own then.
+            names = names.union(*(members[unit] for unit in units))
             spent = own[site] + sum(in_int8.seconds.get(name, 0.0) for name in names)
             self.seconds[site] = spent + shared[site.source] / readers[site.source]
             before = sum(in_float.seconds.get(unit, 0.0) for unit in units)
@@ -186,8 +191,18 @@ class DynamicPlacement:
         outer = [site for site in self.sites if site not in self.savings]
         open_ones = [s for s in self._inner() if s.key not in self.regions.sealed]
         better = [site for site in open_ones if self.savings[site] > 0.0]
+        # Conv in float has a layout of its own, and changing between layouts costs time elsewhere.
+        surely = [s for s in better if not s.rank or self.savings[s] > self.seconds[s]]
+        no_conv = [s for s in better if not s.rank]
         found: dict[frozenset[Site], list[Site]] = {}
-        for chosen in (list(self.sites), [*open_ones, *outer], better, [*better, *outer]):
+        for chosen in (
+            [s for s in self.sites if not s.rank],
+            [s for s in [*open_ones, *outer] if not s.rank],
+            better,
+            [*better, *outer],
+            surely,
+            no_conv,
+        ):
             wanted = set(chosen)
             if wanted:
                 found.setdefault(frozenset(wanted), [s for s in self.sites if s in wanted])

@@ -38,7 +38,7 @@ def find_smoothing(
     SmoothQuant (Xiao et al. 2023), with the scales chosen for the least expected noise of the products.
     """
     readers: dict[ir.Value, list[Site]] = {}
-    for site in _products(ctx, sites):
+    for site in _products(ctx, [site for site in sites if not site.rank]):
         readers.setdefault(site.source, []).append(site)
     if not readers:
         return {}
@@ -78,7 +78,7 @@ def round_together(
         site = alone[layer.node]
         if gram.matrix.shape != (site.depth, site.depth):
             continue
-        scale = numbers.smoothing.get(site.source)
+        scale = None if site.rank else numbers.smoothing.get(site.source)
         rows = np.ones(site.depth) if scale is None else scale.astype(np.float64)
         steps = grid_of(site, numbers).scale
         most = REDUCED_RANGE if numbers.reduce_range else FULL_RANGE

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 
 FINE = 2
-_GEMM_ATTRIBUTES = ("alpha", "beta", "transA", "transB")
+_ATTRIBUTES = (
+    *("alpha", "beta", "transA", "transB"),
+    *("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides"),
+)
 # Where an int8 LSTM takes scale and zero point of the weights of its input and of its state.
 _LSTM_SCALES = {1: 8, 2: 10}
 
@@ -117,26 +120,27 @@ class DynamicWriter:
         first = self._digit(site)
         weight, scale = self._matrix(site)
         parts = self._scaled(site, first, weight, scale)
-        bias = input_at(node, 2)
-        if node.op_type == "Gemm":
-            bias = self._bias(site, bias)
-            for name in _GEMM_ATTRIBUTES:
-                self.edit.set_attribute(node, name, None)
-        if not fine and bias is None:
-            self._become(node, "Mul", *parts)
-            self._put_bias_last(site)
-            return
-        whole = self._insert(site, "Mul", list(parts))
+        bias = self._bias(site, input_at(node, 2))
+        for name in _ATTRIBUTES:
+            self.edit.set_attribute(node, name, None)
+        last: tuple[str, list[ir.Value | None]] = ("Mul", list(parts))
         if fine:
+            whole = self._insert(site, *last)
             if bias is not None:
                 whole = self._insert(site, "Add", [whole, bias])
             rest = self._scaled(site, self._rest(site, first), weight, scale)
-            self._become(node, "Add", self._insert(site, "Mul", list(rest)), whole)
-            self._put_bias_last(site)
+            last = ("Add", [self._insert(site, "Mul", list(rest)), whole])
         elif bias is not None:
-            self._become(node, "Add", whole, bias)
+            last = ("Add", [self._insert(site, *last), bias])
+        if site.rank:
+            made = self._insert(site, *last)
+            self._become(node, "Transpose", [made])
+            self.edit.set_attribute(node, "perm", [0, site.rank - 1, *range(1, site.rank - 1)])
+        else:
+            self._become(node, *last)
+            self._put_bias_last(site)
 
-    def _become(self, node: ir.Node, op_type: str, *inputs: ir.Value) -> None:
+    def _become(self, node: ir.Node, op_type: str, inputs: list[ir.Value | None]) -> None:
         """Turns a node into another one, so that its name and that of its output stay."""
         for index, value in enumerate(inputs):
             self.edit.set_input(node, index, value)
@@ -168,7 +172,7 @@ class DynamicWriter:
         op_type: str,
         inputs: list[ir.Value | None],
         dtype: ir.DataType = ir.DataType.FLOAT,
-        **attributes: int,
+        **attributes: object,
     ) -> ir.Value:
         base = site.node.outputs[0].name
         made = self.edit.insert(
@@ -193,14 +197,14 @@ class DynamicWriter:
 
     def _digit(self, site: Site) -> Rounded:
         """Rounds the activation of a site; sites that read the same one share that."""
-        key = ("digit", site.source, site.node.graph)
+        key = ("digit", site.source, site.rank, site.node.graph)
         if key not in self._rounded:
             self._rounded[key] = self._round(site, self._smoothed(site))
         return self._rounded[key]
 
     def _rest(self, site: Site, digit: Rounded) -> Rounded:
         """Rounds what the first digit of an activation leaves."""
-        key = ("rest", site.source, site.node.graph)
+        key = ("rest", site.source, site.rank, site.node.graph)
         if key not in self._rounded:
             inputs = [digit.numbers, digit.scale, digit.zero_point]
             restored = self._insert(site, "DequantizeLinear", list(inputs))
@@ -209,6 +213,8 @@ class DynamicWriter:
         return self._rounded[key]
 
     def _smoothed(self, site: Site) -> ir.Value:
+        if site.rank:
+            return self._channels_last(site)
         scale = self.numbers.smoothing.get(site.source)
         graph = site.node.graph
         if scale is None or graph is None:
@@ -222,6 +228,15 @@ class DynamicWriter:
             self._made.shared[made.name or ""] = site.source
             self._rounded[key] = Rounded(made, made, made)
             self.edit.count("activations smoothed")
+        return self._rounded[key].numbers
+
+    def _channels_last(self, site: Site) -> ir.Value:
+        key = ("channels last", site.source, site.node.graph)
+        if key not in self._rounded:
+            order = [0, *range(2, site.rank), 1]
+            made = self._insert(site, "Transpose", [site.source], perm=order)
+            self._made.shared[made.name or ""] = site.source
+            self._rounded[key] = Rounded(made, made, made)
         return self._rounded[key].numbers
 
     def _round(self, site: Site, value: ir.Value) -> Rounded:
@@ -244,7 +259,7 @@ class DynamicWriter:
 
     def _matrix(self, site: Site) -> tuple[ir.Value, ir.Value]:
         """The numbers of a weight and their scale."""
-        smoothing = self.numbers.smoothing.get(site.source)
+        smoothing = None if site.rank else self.numbers.smoothing.get(site.source)
         alpha = np.float32(attribute(site.node, "alpha", 1.0))
         smooth = b"" if smoothing is None else smoothing.tobytes()
         key = (site.weight, site.transposed, smooth, float(alpha))
@@ -370,7 +385,7 @@ class DynamicWriter:
 
 def smoothed(site: Site, numbers: Numbers) -> NDArray[Any]:
     """Returns the weight of a product for an activation whose channels were divided."""
-    scale = numbers.smoothing.get(site.source)
+    scale = None if site.rank else numbers.smoothing.get(site.source)
     return site.matrix() if scale is None else site.matrix() * scale[:, None]
 
 
