@@ -7,13 +7,15 @@ gradients; here ranges are searched, one after the other, with blocks short enou
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from typing_extensions import override
 
-from onnxcomp.ir.ops import array, input_at, is_interface, is_op
+from onnxcomp.ir.bodies import reads
+from onnxcomp.ir.ops import array, input_at, is_interface, is_op, use_count
 from onnxcomp.quant.grid import grid_of
 from onnxcomp.quant.recovery import Recovery
 from onnxcomp.quant.rounded import WEIGHTED, quantized_layers, rescale_bias
@@ -41,6 +43,9 @@ _HANDING_ON = (
 ELEMENTS = 8192
 FACTORS = (0.75, 0.9, 1.12)
 _MOST_STEPS = 6
+# A block is run for every trial, so its samples and ranges are not too many.
+_SAMPLES = 12
+_MOST_RANGES = 32
 _LEAST_GAIN = 2e-3
 _EVERY = 4
 
@@ -48,42 +53,62 @@ _EVERY = 4
 def block_ends(graph: ir.Graph, known: set[str]) -> list[ir.Node]:
     """Returns the nodes behind which only one value that was made since the last of them is read later.
 
-    Residual blocks and the parts of attention blocks end there. What is read throughout (a mask, a skip
-    connection) does not count.
+    Residual blocks and the parts of attention blocks end there. What is not on the way of the data through
+    quantized layers (a mask, shapes) does not count, and neither does what was made before (a skip).
 
     Args:
         graph: The graph, in an order in which it can run.
         known: Names of values that the float model has too; blocks end with these.
     """
-    fixed = constant_nodes(graph)
-    left = {value: len(value.uses()) for value in graph.inputs}
-    live: set[ir.Value] = set(graph.inputs)
-    before: set[ir.Value] = set(live)
+    data = _first_data(graph)
+    left = {value: use_count(value) for value in graph.inputs if value in data}
+    new: set[ir.Value] = set(left)
     ends: list[ir.Node] = []
     weighted = False
+    fixed = constant_nodes(graph)
     for node in graph:
         if node in fixed:
             continue
-        weighted = weighted or (is_op(node, *WEIGHTED) and grid_of(input_at(node, 1)) is not None)
+        weighted = weighted or _is_layer(node)
+        touched = any(value in left for value in reads(node)) and not is_op(node, "Shape", "Size")
         for value in node.inputs:
-            if value in left:
+            if value is not None and value in left:
                 left[value] -= 1
                 if not left[value]:
-                    live.discard(value)
+                    new.discard(value)
         for value in node.outputs:
             # An output of the graph is read once more, behind everything.
-            readers = len(value.uses()) + value.is_graph_output()
-            if readers:
+            readers = use_count(value) + value.is_graph_output()
+            if readers and (touched or value in data):
                 left[value] = readers
-                live.add(value)
-        new = live - before
-        if weighted and len(new) == 1:
-            (value,) = new
-            final = value.is_graph_output() or not is_op(node, *_ROUNDING)
-            if final and value.producer() is node and value.name in known:
-                ends.append(node)
-                before, weighted = set(live), False
+                new.add(value)
+        if weighted and len(new) == 1 and _may_end(node, new, known):
+            ends.append(node)
+            new, weighted = set(), False
     return ends
+
+
+def _is_layer(node: ir.Node) -> bool:
+    return is_op(node, *WEIGHTED) and grid_of(input_at(node, 1)) is not None
+
+
+def _first_data(graph: ir.Graph) -> set[ir.Value]:
+    """What quantized layers read, before it was rounded."""
+    found = set()
+    for node in graph:
+        value = node.inputs[0] if _is_layer(node) else None
+        while value is not None and is_op(value.producer(), *_ROUNDING):
+            maker = value.producer()
+            value = None if maker is None else maker.inputs[0]
+        if value is not None:
+            found.add(value)
+    return found
+
+
+def _may_end(node: ir.Node, new: set[ir.Value], known: set[str]) -> bool:
+    (value,) = new
+    final = value.is_graph_output() or not is_op(node, *_ROUNDING)
+    return final and value.producer() is node and value.name in known
 
 
 @dataclass(eq=False)
@@ -237,7 +262,7 @@ def search_ranges(edit: Edit, block: Block) -> int:
     """Tries ranges of the activations in a block; returns how many were changed for the better."""
     changed = 0
     best = block.errors()
-    for each in list(ranges(block.segment)):
+    for each in itertools.islice(list(ranges(block.segment)), _MOST_RANGES):
         found = best
         for low, high in each.moves():
             found = _follow(edit, block, each, (low, high), found)
@@ -297,8 +322,9 @@ class BlockRecovery(Recovery):
         self, walk: Walk, segment: Segment, wanted: Mapping[str, list[Any]], improve: Improve
     ) -> str:
         name = self._blocks.get(segment.end, "")
-        expected = wanted.get(name, [])[: len(walk.states)]
+        some = walk.first(_SAMPLES)
+        expected = wanted.get(name, [])[: len(some.states)]
         judged = frozenset(range(_EVERY - 1, len(expected), _EVERY))
-        changed = bool(expected) and improve(Block(segment, walk, expected, judged))
+        changed = bool(expected) and improve(Block(segment, some, expected, judged))
         walk.advance(segment, list(walk.run(segment)))
         return name if changed else ""

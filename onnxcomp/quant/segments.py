@@ -7,7 +7,7 @@ going on from there costs one run of the model altogether.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,6 +129,10 @@ class Walk:
         """Begins with what the samples feed."""
         functions = [ir.to_proto(each) for each in model.core.functions.values()]
         return cls(model, [dict(feed) for feed in samples], threads, _functions=functions)
+
+    def first(self, count: int) -> Walk:
+        """Returns a walk at the same place with the first samples alone."""
+        return replace(self, states=self.states[:count])
 
     def run(self, segment: Segment, taps: Sequence[ir.Value] = ()) -> Iterator[State]:
         """Runs a piece on each sample and yields what it makes, with `taps`; nothing is kept.
