@@ -118,3 +118,60 @@ def test_more_percentile_means_more_range() -> None:
     seen = histogram(np.random.default_rng(6).standard_cauchy(size=30000))
     tops = [choose_range(seen, "percentile", U8, percentile=p)[1] for p in (90, 99, 99.9)]
     assert all(first < second for first, second in pairwise(tops))
+
+
+def test_the_moving_average_is_that_of_items_in_their_order() -> None:
+    items = np.random.default_rng(7).normal(size=(150, 30)).astype("f4")
+    seen = histogram(items[:3], items[3:])
+    average = 0.0
+    for number, item in enumerate(items, 1):
+        average += max(1 / number, 0.01) * (float(item.max()) - average)
+    assert seen.items == 150
+    assert seen.average_high == pytest.approx(average, rel=1e-12)
+    assert histogram(items[:100]).average_low == pytest.approx(items[:100].min(axis=1).mean())
+    assert choose_range(seen, "moving-average", U8) == (seen.average_low, seen.average_high)
+
+
+def test_entropy_never_leaves_all_values_out() -> None:
+    seen = histogram(np.random.default_rng(8).uniform(9.0, 360.0, size=5000))
+    assert choose_range(seen, "entropy", U8)[1] > 100.0
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_mse_is_at_least_as_good_as_any_share_of_the_range(dtype: str, symmetric: bool) -> None:
+    scheme = QScheme(dtype, symmetric)  # type: ignore[arg-type]
+    seen = histogram(np.random.default_rng(9).laplace(size=30000) * 3 + 1)
+    found = rounding_error(seen, *choose_range(seen, "mse", scheme), scheme)
+    for low in np.linspace(0.1, 1.0, 10):
+        for high in np.linspace(0.1, 1.0, 10):
+            assert found <= 1.01 * rounding_error(seen, seen.low * low, seen.high * high, scheme)
+
+
+def test_a_state_leads_back_to_what_it_came_from() -> None:
+    rng = np.random.default_rng(10)
+    seen = histogram(rng.normal(size=(4, 100)), rng.normal(size=(2, 700)) * 50)
+    again = Histogram.from_state(seen.state())
+    more = rng.normal(size=(3, 20)).astype("f4") * 700
+    seen.add(more)
+    again.add(more)
+    np.testing.assert_array_equal(seen.state(), again.state())
+    assert Histogram.from_state(Histogram().state()).count == 0
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        np.zeros(3),
+        np.zeros((3, 3)),
+        np.zeros(9),
+        np.zeros(9 + 2 * BINS),
+        np.full(40, np.nan),
+        np.zeros(20, np.float32),
+        np.array([-1e38, 1e38, 0, 0, 1, 1, 1, -120, 0, 1.0]),
+        np.array([0, 1, 0, 1, 1, 1, 1, 1e9, 0, 1.0]),
+    ],
+)
+def test_states_that_no_data_leads_to_are_refused(state: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="not the state"):
+        Histogram.from_state(state)
