@@ -11,6 +11,7 @@ from onnxcomp.cli.command import Command
 from onnxcomp.cli.options import MODEL, bundle, data_options, model_argument
 from onnxcomp.cli.output import emit_tables, progress, write_text
 from onnxcomp.cli.settings import everywhere, seconds, settings
+from onnxcomp.errors import UserError
 from onnxcomp.stages import stage
 
 if TYPE_CHECKING:
@@ -122,6 +123,11 @@ def sensitivity(
     with stage("judging layers"), progress()(1.0, "judging layers") as task:
         found = layer_sensitivity(
             original, rounded, judge, gains, seconds=judging.budget, progress=_follow(task)
+        )
+    if not found.layers and not found.left:
+        raise UserError(
+            "no node of the quantized model reads rounded values and has the name of one of MODEL",
+            hint="give the model that --quantized was made from, or leave --quantized out",
         )
     unit = judging.metric or "noise"
     if html is not None:

@@ -221,6 +221,11 @@ class Recovery:
         ):
             judge = Judge(Reference(session, self.held_out), self.threads)
             best = judge.decibels(self.model)
+            if math.isinf(best):
+                self.problem = (
+                    "its outputs are not floating point numbers, or not finite, on the samples"
+                )
+                return []
             for chunk in _chunks(segments, self.chunks):
                 verdict = self._chunk(walk, chunk, judge, best, improve)
                 task.advance(len(chunk))

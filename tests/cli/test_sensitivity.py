@@ -115,3 +115,13 @@ def test_it_needs_samples(command: Run, files: tuple[Path, Path]) -> None:
     done = command("sensitivity", files[0])
     assert done.code == 2
     assert "--data" in done.err
+
+
+def test_a_model_that_is_not_its_own_is_an_error(
+    command: Run, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.onnx"
+    onnx.save(text.model(NET), other)
+    done = command("sensitivity", files[0], "--data", files[1], "--quantized", other)
+    assert done.code == 1
+    assert "--quantized" in done.err

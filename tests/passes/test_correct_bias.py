@@ -275,6 +275,20 @@ def test_a_sequence_between_layers_is_left_alone() -> None:
     assert "RCV105" in {d.code for d in result.diagnostics}
 
 
+def test_outputs_that_say_nothing_about_distance_leave_the_model_alone() -> None:
+    text = """
+        g (float[4, 16] x) => (int64[4, 1] y) <float[16, 8] w, float[8] b> {
+          m = MatMul (x, w)
+          n = Add (m, b)
+          y = ArgMax <axis = 1> (n)
+        }"""
+    proto, feeds = model(text), samples((4, 16))
+    plain = Pipeline((QuantizeStatic(placement="all", prepare=False),)).run(proto, samples=feeds)
+    result = Pipeline((CorrectBias(),)).run(plain.model, samples=feeds, reference=proto)
+    assert not result.changed
+    assert [d.code for d in result.diagnostics] == ["RCV105"]
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(1, 3),

@@ -26,7 +26,8 @@ CODES: Mapping[str, str] = {
     "RCV103": "The float model has no layer that this one comes from, or one that gives something else, so "
     "it was left alone. A pass that renames or merges nodes may stand between the two models.",
     "RCV104": "No layer of the model has a weight behind a DequantizeLinear. Quantize it first.",
-    "RCV105": "The model cannot be run piece by piece: a sequence or a map lies between its layers.",
+    "RCV105": "The model cannot be run piece by piece, because a sequence or a map lies between its layers, "
+    "or its outputs do not tell how near to float they are.",
 }
 
 
@@ -71,5 +72,5 @@ def report(ctx: Context, work: Recovery, verdicts: Sequence[Verdict], what: str)
             ctx.edit.count(what, len(verdict.layers))
         else:
             ctx.near("RCV102", place, f"taken back{more}: {numbers}")
-    if not verdicts and not work.unmatched and not quantized_layers(ctx.model.graph):
+    if not work.problem and not quantized_layers(ctx.model.graph):
         ctx.skip("RCV104", None, "no layer has a quantized weight")
