@@ -17,6 +17,8 @@ _SHARES = (1.0, 1.06, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.62)
 _REFINEMENTS = 2
 # Half-quadratic splitting: norm, strength of the first step, its growth, steps (the paper's defaults).
 _NORM, _BETA, _GROWTH, _STEPS = 0.7, 10.0, 1.01, 20
+# Steps from which on scales are never negative.
+_FINE = 255
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -54,6 +56,11 @@ class Problem:
         """The zero point of symmetric blocks."""
         low, high = self.limits
         return low + (high - low + 1) // 2
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether a number more on one side is worth scales below 0, which some runtimes refuse."""
+        return self.limits[1] - self.limits[0] < _FINE
 
     def numbers(self, steps: Steps) -> NDArray[Any]:
         """Returns the numbers less their zero points."""
@@ -103,9 +110,11 @@ def _covering(problem: Problem) -> Steps:
     low = np.minimum(problem.weight.min(axis=1, initial=0.0), 0.0)
     high = np.maximum(problem.weight.max(axis=1, initial=0.0), 0.0)
     if problem.symmetric:
-        below = problem.limits[0] - problem.middle
-        ends = np.where(-low >= high, low, high)
-        scales = _usable(ends / below)
+        below, above = problem.limits[0] - problem.middle, problem.limits[1] - problem.middle
+        if problem.is_coarse:
+            scales = _usable(np.where(-low >= high, low, high) / below)
+        else:
+            scales = _usable(np.maximum(-low, high) / above)
         return Steps(scales, np.full(scales.shape, float(problem.middle), np.float32))
     return _asymmetric(problem, low, high)
 
@@ -125,7 +134,7 @@ def _usable(scales: NDArray[Any]) -> NDArray[Any]:
 def _candidates(problem: Problem, covering: Steps) -> Iterator[Steps]:
     for share in _SHARES:
         if problem.symmetric:
-            for sign in (1.0, -1.0):
+            for sign in (1.0, -1.0) if problem.is_coarse else (1.0,):
                 yield Steps((covering.scales * (sign * share)).astype(np.float32), covering.zeros)
             continue
         low = problem.weight.min(axis=1, initial=0.0) * share

@@ -137,9 +137,9 @@ def block_params(
 ) -> BlockGrid:
     """Returns the grid of a matrix.
 
-    A block whose numbers are signed may have a negative scale: the number -8 then stands for the largest
-    value, whichever sign that has, so that 16 steps reach as far as 17 would (onnxruntime's own int4
-    quantizer does the same).
+    A symmetric block of less than 8 bits may have a negative scale: the number -8 then stands for the
+    largest value, whichever sign that has, so that 16 steps reach as far as 17 would (onnxruntime's own
+    int4 quantizer does the same).
 
     Args:
         weight: The matrix, (K, N), finite.

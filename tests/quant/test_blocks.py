@@ -90,6 +90,12 @@ def test_a_range_is_used_up_to_the_last_number() -> None:
     assert grid.round(weight)[0, 0] == 3.0
 
 
+def test_eight_bits_need_no_negative_scales() -> None:
+    for method in ("rtn", "mse", "hqq"):
+        grid = block_params(heavy(100, 40), BlockScheme("int8", 0), method)
+        assert (grid.scales > 0).all()
+
+
 def test_zeros_stay_zeros() -> None:
     weight = np.zeros((64, 3), np.float32)
     weight[:32, 1] = 1.0
