@@ -454,7 +454,13 @@ def test_again_changes_nothing_and_all_can_be_taken_back() -> None:
 
 
 def test_options_that_mean_nothing_are_refused() -> None:
-    for options in ({"bits": 5}, {"stored_bits": 1}, {"block": 24}, {"bits_of": {"a": 6}}):
+    for options in (
+        {"bits": 5},
+        {"stored_bits": 1},
+        {"table_bits": 2},
+        {"block": 24},
+        {"bits_of": {"a": 6}},
+    ):
         with pytest.raises(ValidationError, match="must be"):
             QuantizeWeights(**options)
 

@@ -54,8 +54,8 @@ class QuantizeWeights(Pass):
     are: a matrix in 4 bits takes a sixth of the bytes, on disk and in memory, and where few rows are
     multiplied at a time (a decoder, one sample) the product takes a quarter of the time. With many rows
     it takes longer than float, so where that is known (from shapes, or from samples) the numbers are
-    unpacked once, when the model is loaded: plain operators on constants, small in the file, as fast as
-    float. Weights for which there is no such kernel (Conv, and LSTM on demand) are always stored like that.
+    unpacked once, when the model is loaded: plain operators on constants, small in the file, in memory and
+    in speed like float. Weights for which there is no such kernel (Conv, and LSTM on demand) are always stored like that.
     Of an embedding table only the rows that are picked are computed.
 
         y = MatMul (x, w)     ->     y = MatMul (x, DequantizeLinear <axis = 0, block_size = 32> (q, s, z))
@@ -98,7 +98,7 @@ class QuantizeWeights(Pass):
     """Bits of the matrices of MatMul and Gemm: 2, 3, 4 or 8."""
     stored_bits: int = 8
     """Bits of weights that no kernel reads packed (Conv and others): 2, 3, 4 or 8."""
-    table_bits: Literal[4, 8] = 8
+    table_bits: int = 8
     """Bits of embedding tables: 4 or 8."""
     block: NonNegativeInt | None = None
     """Rows that share a scale: 16, 32, 64, 128 or 256, 0 for all; by default 32, for 8 bits 128."""
@@ -127,6 +127,13 @@ class QuantizeWeights(Pass):
     def _known_bits(cls, bits: int) -> int:
         if bits not in _BITS:
             raise ValueError("must be 2, 3, 4 or 8")
+        return bits
+
+    @field_validator("table_bits")
+    @classmethod
+    def _known_table_bits(cls, bits: int) -> int:
+        if bits not in (4, 8):
+            raise ValueError("must be 4 or 8")
         return bits
 
     @field_validator("bits_of")
