@@ -273,16 +273,6 @@ def sixteen_bits(view: View) -> Iterator[Finding]:
                 break
 
 
-def for_each_channel(view: View) -> Iterator[Finding]:
-    """Activations with a scale for each channel."""
-    refusal = view.target.refuses("per-channel-activation")
-    for node in view.quantizers if refusal else ():
-        grid = view.grid(node)
-        if grid is not None and not grid.single and constant(node.inputs[0]) is None:
-            text = f"an activation with {grid.scale.size} scales: nothing fuses with it"
-            yield finding(node, text, hint=refusal.instead if refusal else "")
-
-
 def not_constant(view: View) -> Iterator[Finding]:
     """Scales and zero points that are computed at run time."""
     refusal = view.target.refuses("not-constant")

@@ -11,7 +11,8 @@ from onnxcomp.ir import ir
 from onnxcomp.ir.ops import array, attribute, constant, input_at
 from onnxcomp.lint.grid import Grid, dequantize, grid_of
 from onnxcomp.lint.rule import Finding, finding
-from onnxcomp.lint.weights import fold_dq, is_unit, last_value
+from onnxcomp.lint.weights import fold_dq, is_unit, last_value, output_axis, put_weight
+from onnxcomp.quant.scheme import Params
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # A bias may be off by this share of its scale before anybody can see it.
 _TOLERANCE = 1e-3
 _INT32 = np.iinfo(np.int32)
+# Leaves a factor of two for the sums of products that are added.
+_ROOM = float(2**30)
 
 
 def bias_scale(view: View) -> Iterator[Finding]:
@@ -96,6 +99,70 @@ def put_bias(edit: Edit, node: ir.Node, values: NDArray[Any], scale: NDArray[np.
         like=old,
     )
     edit.set_input(node, 2, made.outputs[0])
+
+
+def overflowing(view: View) -> Iterator[Finding]:
+    """Biases that do not fit into int32 in steps of the scales of activation and weight."""
+    if view.target.bias.dtype != "int32":
+        return
+    for node, weight in view.layers():
+        first = view.activation_dq(input_at(node, 0))
+        values = _values(view, node) if node.op_type != "MatMul" else None
+        if first is None or values is None or not is_unit(view, node):
+            continue
+        grids = view.grid(first), view.grid(weight)
+        if grids[0] is None or grids[1] is None or not grids[0].single or grids[1].block:
+            continue
+        scale = grids[1].scale.reshape(-1).astype(np.float64)
+        if scale.size not in {1, values.size} or grids[1].dtype != ir.DataType.INT8:
+            continue
+        needed = np.abs(values.astype(np.float64)) / (grids[0].step * _ROOM)
+        over = needed > scale
+        if bool(over.any()):
+            yield finding(
+                node,
+                f"{int(over.sum())} numbers of its bias do not fit into int32, because scales of its weight are tiny: "
+                "they are cut off",
+                partial(_widen, node, weight, needed, values, grids[0].step),
+            )
+
+
+def _values(view: View, node: ir.Node) -> NDArray[Any] | None:
+    """The bias of a node in float."""
+    value = input_at(node, 2)
+    source = view.constant_dq(value)
+    if source is None:
+        found = array(value, limit=1 << 20)
+        return None if found is None or found.dtype != np.float32 else found.reshape(-1)
+    grid, numbers = view.grid(source), array(source.inputs[0], limit=1 << 20)
+    made = None if grid is None or numbers is None else dequantize(numbers, grid)
+    return None if made is None else made.reshape(-1)
+
+
+def _widen(
+    node: ir.Node,
+    weight: ir.Node,
+    needed: NDArray[np.float64],
+    bias: NDArray[Any],
+    step: float,
+    edit: Edit,
+) -> None:
+    """Gives channels whose bias does not fit larger scales; their weights are next to nothing anyway."""
+    grid, numbers, graph = grid_of(weight), array(weight.inputs[0]), node.graph
+    values = None if grid is None or numbers is None else dequantize(numbers, grid)
+    if values is None or grid is None or graph is None:
+        return
+    axis = output_axis(node, values.ndim)
+    size = values.shape[axis]
+    scale = np.broadcast_to(grid.scale.reshape(-1).astype(np.float64), (size,))
+    params = Params(
+        np.maximum(scale, np.broadcast_to(needed, (size,))).astype(np.float32),
+        np.zeros(size, np.int8),
+        axis,
+    )
+    name = weight.outputs[0].name or "weight"
+    edit.set_input(node, 1, put_weight(edit, node, name, values, params))
+    put_bias(edit, node, bias, params.scale.astype(np.float64) * step)
 
 
 def float_bias(view: View) -> Iterator[Finding]:

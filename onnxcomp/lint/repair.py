@@ -42,7 +42,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("what is wrong", ("LNT101", "LNT102", "LNT105", "LNT210"), demanded=True),
+    Stage("what is wrong", ("LNT101", "LNT102", "LNT105", "LNT111", "LNT210"), demanded=True),
     Stage("constants in float", ("LNT107",), demanded=True, exact=True),
     Stage(
         "the same values in another form",
@@ -51,6 +51,7 @@ STAGES = (
     ),
     # Limits of Clip and the like, without which the rest does not see what a node does.
     Stage("small constants", ("LNT302",), exact=True, notes_only=True),
+    Stage("scales of channels", ("LNT205", "LNT111"), exact=True),
     Stage("Conv quantized in every run", ("LNT401",)),
     Stage("roundings for nothing", ("LNT306", "LNT203", "LNT202"), rounds=_ROUNDS),
     Stage("conversions for nothing", ("LNT402", "LNT301", "LNT403", "LNT302"), rounds=_ROUNDS),

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from onnxcomp.diagnostics import Severity
-from onnxcomp.lint import activations, biases, blocks, demands, kernels, neighbours, weights
+from onnxcomp.lint import (
+    activations,
+    biases,
+    blocks,
+    channels,
+    demands,
+    kernels,
+    neighbours,
+    weights,
+)
 from onnxcomp.lint.rule import Rule
 
 _ERROR, _WARNING, _NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -111,6 +120,16 @@ RULES: tuple[Rule, ...] = (
         "other",
     ),
     Rule(
+        "LNT111",
+        _ERROR,
+        "bias that does not fit into int32",
+        "The bias of an int8 kernel is stored in steps of the product of the scales of activation and weight. Where a "
+        "channel has weights next to zero, its scale is tiny and its bias does not fit into 32 bits: it is cut off "
+        "without a word. The fix gives such channels larger scales.",
+        biases.overflowing,
+        "same",
+    ),
+    Rule(
         "LNT201",
         _WARNING,
         "int8 activations",
@@ -151,9 +170,11 @@ RULES: tuple[Rule, ...] = (
         "LNT205",
         _WARNING,
         "activation with many scales",
-        "Integer kernels sum over channels, so an activation has one scale. With one for each channel nothing "
-        "fuses.",
-        activations.for_each_channel,
+        "Integer kernels sum over channels, so an activation has one scale. With one for each channel nothing fuses. "
+        "Between a Conv and depthwise Conv the fix gives the differences to the scales of the weights on either side, "
+        "which changes no value.",
+        channels.for_each_channel,
+        "same",
     ),
     Rule(
         "LNT206",

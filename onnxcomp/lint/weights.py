@@ -106,10 +106,10 @@ def _requantize(node: ir.Node, weight: ir.Node, edit: Edit) -> None:
     axis = output_axis(node, values.ndim) if values.ndim == 2 or node.op_type != "MatMul" else None
     params = weight_params(values, axis)
     name = weight.outputs[0].name or "weight"
-    edit.set_input(node, 1, _put_weight(edit, node, name, values, params))
+    edit.set_input(node, 1, put_weight(edit, node, name, values, params))
 
 
-def _put_weight(
+def put_weight(
     edit: Edit, node: ir.Node, name: str, values: NDArray[Any], params: Params
 ) -> ir.Value:
     """Stores a weight as numbers behind a DQ; returns what that makes."""
@@ -180,7 +180,7 @@ def _store_by_channel(node: ir.Node, edit: Edit) -> None:
     if values is None or graph is None or value is None or not np.isfinite(values).all():
         return
     params = weight_params(values, output_axis(node, values.ndim))
-    edit.set_input(node, 1, _put_weight(edit, node, value.name or "weight", values, params))
+    edit.set_input(node, 1, put_weight(edit, node, value.name or "weight", values, params))
 
 
 def bad_scale(view: View) -> Iterator[Finding]:

@@ -142,6 +142,17 @@ CASES = (
         image(f"float[8, 8, 3, 3] f, {U8}", f"{IN} c = {CONV} (xd, f) a = Erf (c) {OUT}"),
     ),
     Case(
+        "LNT111",
+        image(
+            f"{WC}, {U8}, float[8] b".replace("0.08}", "0.000000000001}"),
+            f"{IN} wd = DequantizeLinear <axis = 0> (w, ws, wz) a = {CONV} (xd, wd, b) {OUT}",
+        ),
+        image(
+            f"{WC}, {U8}, float[8] b",
+            f"{IN} wd = DequantizeLinear <axis = 0> (w, ws, wz) a = {CONV} (xd, wd, b) {OUT}",
+        ),
+    ),
+    Case(
         "LNT201",
         image(f"{W}, {S8}", f"{ADDED} {OUT}"),
         image(f"{W}, {U8}", f"{ADDED} {OUT}"),
@@ -175,10 +186,15 @@ CASES = (
     ),
     Case(
         "LNT205",
-        conv(
-            W,
-            act=f"float[8] s = {{{', '.join(['0.02'] * 8)}}}, uint8[8] z = {{{', '.join(['9'] * 8)}}}",
-        ),
+        image(
+            f"{WC}, {U8}, float[8] b, float[8] fs = {{0.01, 0.02, 0.03, 0.015, 0.02, 0.023, 0.02, 0.01}}, "
+            "uint8[8] fz = {0, 0, 0, 0, 0, 0, 0, 0}, int8[8, 1, 3, 3] d, float six = {6}",
+            f"{IN} wd = DequantizeLinear <axis = 0> (w, ws, wz) c = {CONV} (xd, wd, b) "
+            "r = Clip (c, , six) e = Relu (r) rq = QuantizeLinear <axis = 1> (e, fs, fz) "
+            "rd = DequantizeLinear <axis = 1> (rq, fs, fz) "
+            "dd = DequantizeLinear <axis = 0> (d, ws, wz) "
+            f"a = Conv <pads = [1, 1, 1, 1], group = 8> (rd, dd) {OUT}",
+        ).replace("r = Clip (c, , six) e = Relu (r)", "e = Relu (c)"),
         conv(W),
     ),
     Case(
@@ -341,8 +357,19 @@ FIXABLE = [
     for case in CASES
     if case.code
     in {
-        *("LNT101", "LNT102", "LNT105", "LNT107", "LNT108", "LNT109", "LNT110", "LNT201", "LNT202"),
-        *("LNT203", "LNT208", "LNT301", "LNT302", "LNT305", "LNT306", "LNT401"),
+        *(
+            "LNT101",
+            "LNT102",
+            "LNT105",
+            "LNT107",
+            "LNT108",
+            "LNT109",
+            "LNT110",
+            "LNT111",
+            "LNT201",
+            "LNT202",
+        ),
+        *("LNT203", "LNT205", "LNT208", "LNT301", "LNT302", "LNT305", "LNT306", "LNT401"),
     }
 ]
 
