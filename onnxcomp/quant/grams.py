@@ -39,6 +39,10 @@ ROWS_PER_SAMPLE = 2048
 _BYTES = 8
 # Products of larger numbers, added up, may not fit single precision.
 _LARGE = 1e15
+# A matrix of few columns is known well enough from few rows of each sample.
+_FEW_ROWS, _ROWS_PER_COLUMN = 256, 4
+# Rows, or numbers, from which on products are made.
+_ENOUGH_ROWS, _ENOUGH_NUMBERS = 1024, 1 << 21
 
 
 def gram_readers(model: Model) -> list[Layer]:
@@ -95,7 +99,8 @@ def collect_grams(
         threads: Threads of the session, 0 for the runtime's choice.
         memory_limit: Bytes of matrices and activations at a time.
         progress: Progress bars.
-        rows_per_sample: Rows of one sample that are looked at; of more, always the same ones.
+        rows_per_sample: Most rows of one sample that are looked at (fewer where rows are short); always
+            the same ones.
 
     Raises:
         SamplesError: If an activation is NaN or infinite, or there is no sample.
@@ -130,7 +135,7 @@ def collect_cross_grams(
         threads: Threads of the sessions.
         memory_limit: Bytes of matrices and activations at a time.
         progress: Progress bars.
-        rows_per_sample: Rows of one sample that are looked at.
+        rows_per_sample: Most rows of one sample that are looked at.
 
     Raises:
         SamplesError: If an activation is NaN or infinite, there is no sample, or the rows of a layer
@@ -141,22 +146,36 @@ def collect_cross_grams(
 
 
 class _Sums:
-    """Sums over rows of one layer."""
+    """Sums over rows of one layer. Small pieces wait until a product of them is worth its while."""
 
     def __init__(self, groups: int) -> None:
         self.groups = groups
         self.count = 0
         self.parts: dict[str, NDArray[np.float64]] = {}
+        self._waiting: list[tuple[NDArray[Any], NDArray[Any] | None]] = []
 
     def add(self, rows: NDArray[Any], other: NDArray[Any] | None) -> None:
         """Takes in rows as (groups, rows, columns)."""
         self.count += rows.shape[1]
+        self._waiting.append((rows, other))
+        waiting = sum(each.shape[1] for each, _ in self._waiting)
+        if waiting >= _ENOUGH_ROWS or waiting * rows.shape[0] * rows.shape[2] >= _ENOUGH_NUMBERS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        rows = _joined([each for each, _ in self._waiting])
+        others = [other for _, other in self._waiting if other is not None]
+        self._waiting.clear()
+        ones = np.ones((1, 1, rows.shape[1]), rows.dtype)
         self._add("matrix", _product(rows, rows))
-        self._add("total", rows.sum(axis=1, dtype=np.float64))
-        self._add("magnitude", np.abs(rows).sum(axis=1, dtype=np.float64))
-        if other is not None:
+        self._add("total", (ones @ rows)[:, 0])
+        self._add("magnitude", (ones @ np.abs(rows))[:, 0])
+        if others:
+            other = _joined(others)
             self._add("cross", _product(rows, other))
-            self._add("reference_total", other.sum(axis=1, dtype=np.float64))
+            self._add("reference_total", (ones @ other)[:, 0])
 
     def _add(self, name: str, part: NDArray[Any]) -> None:
         if name in self.parts:
@@ -166,8 +185,13 @@ class _Sums:
 
     def gram(self) -> Gram:
         """Returns what was summed up; one group has no axis of its own."""
+        self._flush()
         parts = {k: v[0] if self.groups == 1 else v for k, v in self.parts.items()}
         return Gram(count=self.count, **parts)
+
+
+def _joined(pieces: list[NDArray[Any]]) -> NDArray[Any]:
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
 
 def _product(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
@@ -216,20 +240,22 @@ class _Run:
         references: Feeds | None,
     ) -> None:
         for key, (layer, other) in keys.items():
-            rows = self._pieces(layer.rows, arrays, layer.source.name or "")
+            limit = min(self.rows_per_sample, max(_FEW_ROWS, _ROWS_PER_COLUMN * layer.depth))
+            rows = _pieces(layer.rows, arrays, layer.source.name or "", limit)
             if other is None or references is None:
                 for piece in rows:
                     found[key].add(piece, None)
                 continue
             name = other.source.name or ""
-            beside = self._pieces(other.rows, references, name)
+            beside = _pieces(other.rows, references, name, limit)
             for piece, match in _in_step(rows, beside, name):
                 found[key].add(piece, match)
 
-    def _pieces(self, rows: Rows, arrays: Feeds, name: str) -> Iterator[NDArray[Any]]:
-        array = arrays.get(name)
-        if isinstance(array, np.ndarray) and array.size:
-            yield from rows.pieces(_checked(array, name), self.rows_per_sample)
+
+def _pieces(rows: Rows, arrays: Feeds, name: str, limit: int) -> Iterator[NDArray[Any]]:
+    array = arrays.get(name)
+    if isinstance(array, np.ndarray) and array.size:
+        yield from rows.pieces(_checked(array, name), limit)
 
 
 def _in_step(
