@@ -380,6 +380,37 @@ def test_samples_bring_it_nearer_to_float() -> None:
     assert sqnr["gptq"] > sqnr["mse"] + 3 > sqnr["rtn"] + 3
 
 
+def test_weights_with_several_readers_are_fitted_to_all() -> None:
+    text = """
+        g (float[20, 64] x, float[20, 64] z) => (float[20, 96] y, float[20, 96] u)
+        <float[64, 96] w> { y = MatMul (x, w) u = MatMul (z, w) }"""
+    samples = [{**a, "z": b["x"]} for a, b in zip(correlated(), correlated(32)[16:], strict=True)]
+    proto = model(text)
+    sqnr = {}
+    for method in ("mse", "gptq"):
+        result = quantized(proto, samples, method=method, format="unpacked")
+        with Session.open(proto) as first, Session.open(result.model.to_proto()) as second:
+            sqnr[method] = compare(first, second, samples).worst("sqnr_db") or 0.0
+    assert sqnr["gptq"] > sqnr["mse"] + 3
+
+
+def test_a_tied_embedding_is_fitted_as_a_matrix() -> None:
+    text = """
+        g (int64[t] i) => (float[t, 80] y) <float[80, 64] w> {
+          e = Gather (w, i)
+          y = Gemm <transB = 1> (e, w)
+        }"""
+    rng = np.random.default_rng(1)
+    samples = [{"i": rng.integers(0, 6, 30)} for _ in range(8)]
+    proto = model(text)
+    sqnr = {}
+    for method in ("mse", "gptq"):
+        result = quantized(proto, samples, method=method, format="qdq")
+        with Session.open(proto) as first, Session.open(result.model.to_proto()) as second:
+            sqnr[method] = compare(first, second, samples).worst("sqnr_db") or 0.0
+    assert sqnr["gptq"] > sqnr["mse"] + 1
+
+
 def test_gptq_that_does_not_help_is_not_kept() -> None:
     # One row in the first half of the samples, another world in the second.
     first, second = np.zeros((1, 64), "f4"), np.zeros((1, 64), "f4")

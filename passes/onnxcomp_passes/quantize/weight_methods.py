@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -132,7 +133,7 @@ def grams_of(
         for half in halves
     ]
     sums: dict[str, list[Gram]] = {}
-    left = {site.name: len(site.uses) for site in sites}
+    left = Counter(site.name for site, _ in wanted)
     by_layer = {layer: site for (site, _), layer in wanted.items()}
     judged = _by_layer(grams[1])
     for layer, fit in grams[0]:
