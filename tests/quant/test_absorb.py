@@ -34,6 +34,8 @@ LAST = {
     "{ v = LayerNormalization (x, w, b) }",
     "norm-without-bias": "g (float[3, 8] x) => (float[3, 8] v) <float[8] w>"
     "{ v = LayerNormalization (x, w) }",
+    "root-mean-square": '<ir_version: 10, opset_import: ["" : 23]>'
+    "g (float[3, 8] x) => (float[3, 8] v) <float[8] w> { v = RMSNormalization (x, w) }",
     "norm-in-parts": "g (float[3, 8] x) => (float[3, 8] v) <float[8] w, float[8] b>"
     "{ a = Sin (x) c = Mul (a, w) v = Add (c, b) }",
     "shift-by-one-number": "g (float[3, 8] x) => (float[3, 8] v) <float[8] w, float b = {2.0}>"
