@@ -334,6 +334,23 @@ def test_numbers_of_a_weight_make_up_for_each_other() -> None:
     assert found["gptq"] > found["nearest"] + 1
 
 
+def test_a_measured_choice_is_explained_and_near_to_float() -> None:
+    """Times are not asserted: whichever way it goes, the report has to say so."""
+    proto = model("""
+        g (float[1, 64, 8, 8] x) => (float[1, 16, 8, 8] y)
+        <float[128, 64, 1, 1] w, float[128] b, float[16, 128, 3, 3] v> {
+          a = Conv (x, w, b)
+          r = Relu (a)
+          y = Conv <pads = [1, 1, 1, 1]> (r, v)
+        }""")
+    samples = feeds((1, 64, 8, 8), 10)
+    result = Pipeline((QuantizeDynamic(),)).run(proto, samples=samples)
+    codes = {diagnostic.code for diagnostic in result.diagnostics}
+    assert ("DYN108" in codes) == result.changed
+    assert ("DYN105" in codes) == (not result.changed)
+    assert sqnr(proto, result.model, samples) > 20
+
+
 def test_smoothing_where_one_channel_is_loud() -> None:
     proto, samples = loud()
     step = QuantizeDynamic(placement="sizes", floor_db=30)
