@@ -67,12 +67,28 @@ class Absorber:
             return None
         return Absorber(self.parts + other.parts, min(self.limit, other.limit))
 
+    def takes(self, scale: NDArray[Any]) -> bool:
+        """Whether every constant stays a finite number of its type (half precision ends at 65504)."""
+        return all(fits(part.node.inputs[part.index], _factor(part, scale)) for part in self.parts)
+
     def divide(self, edit: Edit, scale: NDArray[Any]) -> None:
         """Divides the value by a scale for each channel."""
-        wide = np.asarray(scale, np.float64)
         for part in self.parts:
-            factor = wide[part.channels]
-            _multiply(edit, part, factor if part.is_divisor else 1.0 / factor)
+            _multiply(edit, part, _factor(part, scale))
+
+
+def _factor(part: Part, scale: NDArray[Any]) -> NDArray[np.float64]:
+    factor = np.asarray(scale, np.float64)[part.channels]
+    return factor if part.is_divisor else 1.0 / factor
+
+
+def fits(value: ir.Value | None, factor: NDArray[np.float64]) -> bool:
+    """Whether a constant times a factor is finite in the constant's type."""
+    tensor = constant(value)
+    if tensor is None or tensor.dtype.name != "FLOAT16":
+        return True
+    largest = np.abs(tensor.numpy().astype(np.float64) * factor).max(initial=0.0)
+    return bool(largest <= float(np.finfo(np.float16).max))
 
 
 def find_absorber(

@@ -148,3 +148,14 @@ def test_a_clip_tells_its_limit() -> None:
     assert absorber.limit == 6.0
     negative = Model.load(model(text.replace("zero = {0}", "zero = {-1}"))).graph.outputs[0]
     assert find_absorber(negative, np.arange(8)) is None
+
+
+def test_half_precision_takes_no_more_than_it_holds() -> None:
+    text = LAST["matmul"].replace("float[", "float16[")
+    absorber = find_absorber(Model.load(model(text)).graph.outputs[0], np.arange(8))
+    assert absorber is not None
+    assert absorber.takes(np.full(8, 1e-2))
+    assert not absorber.takes(np.full(8, 1e-6))
+    wide = find_absorber(Model.load(model(LAST["matmul"])).graph.outputs[0], np.arange(8))
+    assert wide is not None
+    assert wide.takes(np.full(8, 1e-6))

@@ -27,7 +27,8 @@ class Equalize(Pass):
     A tensor in int8 has one scale for all its channels; where one channel is a hundred times larger than
     another one, that other one is all noise. Dividing channels by numbers, and multiplying the weights
     that read them, changes nothing in float: through Conv, Relu, pools and depthwise Conv the weights in
-    front take the division (cross-layer equalization); elsewhere, where it pays, a Mul does (SmoothQuant).
+    front take the division (cross-layer equalization), as do those of a norm, of a Mul, or of the layer
+    that makes the values of attention; elsewhere, where it pays, a Mul does (SmoothQuant).
 
         Conv(w, b) -> Relu -> Conv(v)     Conv(w/s, b/s) -> Relu -> Conv(v*s)
     """
@@ -65,6 +66,8 @@ class Equalize(Pass):
             known = found if link.axis == -1 else found.all
             scale, gain = best_scale(known, readers, limit=link.limit)
             if gain < self._least_gain(link, noise(found.all, readers, np.ones(link.channels))):
+                continue
+            if not link.takes(scale.astype(np.float32)):
                 continue
             apply_scale(ctx.edit, link, scale.astype(np.float32))
             ctx.note("EQL101", link.value, f"channels scaled, expected gain {gain:.1f} dB")

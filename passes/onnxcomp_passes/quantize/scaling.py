@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxcomp.ir.ops import attribute, constant, is_op
-from onnxcomp.quant.absorb import Absorber, find_absorber
+from onnxcomp.quant.absorb import Absorber, find_absorber, fits
 from onnxcomp.quant.balance import Reader
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ class Link:
     def limit(self) -> float:
         """Where a Clip in between cuts off."""
         return math.inf if self.maker is None else self.maker.limit
+
+    def takes(self, scale: NDArray[np.float32]) -> bool:
+        """Whether all weights stay finite; a scale that is too much for half precision is none."""
+        if self.maker is not None and not self.maker.takes(scale):
+            return False
+        return all(fits(node.inputs[1], _along(node, scale)) for node in self.readers)
 
     def weights(self) -> list[Reader]:
         """Returns the weights that read the activation."""
@@ -158,9 +164,14 @@ def apply_scale(edit: Edit, link: Link, scale: NDArray[np.float32]) -> None:
         if weight is None or tensor is None:
             continue
         old = tensor.numpy()
-        shape = [1] * old.ndim
-        shape[_input_axis(node)] = -1
-        edit.set_tensor(weight, (old * scale.reshape(shape)).astype(old.dtype))
+        edit.set_tensor(weight, (old * _along(node, scale)).astype(old.dtype))
+
+
+def _along(node: ir.Node, scale: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The scale along the axis of a weight where the activation's channels lie."""
+    shape = [1] * len(_shape(node))
+    shape[_input_axis(node)] = -1
+    return scale.astype(np.float64).reshape(shape)
 
 
 def _insert_mul(edit: Edit, link: Link, scale: NDArray[np.float32]) -> None:

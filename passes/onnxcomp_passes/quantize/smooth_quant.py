@@ -136,7 +136,8 @@ class SmoothQuant(Pass):
         start = noise(stats.all, readers, np.ones(link.channels))
         if gain < self.least_gain_db or start <= 0.0 or (scale == 1.0).all():
             return None
-        return _Move(link, scale.astype(np.float32), gain)
+        move = _Move(link, scale.astype(np.float32), gain)
+        return move if link.takes(move.scale) else None
 
 
 def _split(samples: Samples) -> tuple[Samples, Samples]:
