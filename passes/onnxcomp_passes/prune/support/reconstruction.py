@@ -61,7 +61,7 @@ class Twin:
             result = _rows(before, source) @ weight[:, :, left[0]]
         else:  # whole groups went
             result = _rows(before, source)[left[:, 0]] @ weight[left[:, 0]]
-        bias = _bias(before) if biased else None
+        bias = bias_of(before) if biased else None
         if bias is not None:
             result += bias.numbers[self.outputs].reshape(result.shape[0], 1, -1)
         return result
@@ -151,7 +151,7 @@ class Reconstruction:
     def _fit(
         self, twin: Twin, sources: Sequence[NDArray[Any]], originals: Sequence[NDArray[Any]]
     ) -> bool:
-        layer, bias = twin.layer, _bias(twin.layer)
+        layer, bias = twin.layer, bias_of(twin.layer)
         sums = [Sums(layer.groups, layer.depth, layer.outputs) for _ in range(2)]
         for index, (source, original) in enumerate(zip(sources, originals, strict=False)):
             rows, outputs = _rows(layer, source), twin.wanted(original, biased=bias is not None)
@@ -194,7 +194,7 @@ class Bias:
         put_constant(edit, self.node, self.index, new.astype(np.float32).reshape(shape or -1))
 
 
-def _bias(layer: Layer) -> Bias | None:
+def bias_of(layer: Layer) -> Bias | None:
     """Returns the bias of a layer; None when it has none that can be written."""
     node, index, size = layer.node, 2, layer.outputs * layer.groups
     if is_op(node, "MatMul"):

@@ -1,0 +1,197 @@
+"""sparsify: zeros where they cost least."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxcomp.compare import compare
+from onnxcomp.errors import RecipeError
+from onnxcomp.ir import Model
+from onnxcomp.pipeline import Pipeline
+from onnxcomp.quant.gram import Gram
+from onnxcomp.recipe import make
+from onnxcomp.runtime import Session
+from onnxcomp_passes.prune.sparsify import Sparsify
+from onnxcomp_passes.prune.support.sparsity import (
+    Pattern,
+    magnitude,
+    mask,
+    parse_pattern,
+    refitted,
+    shares,
+    wanda,
+)
+from tests.helpers.check import assert_refuses, assert_rolls_back
+from tests.helpers.text import model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from onnxcomp.pipeline import Result
+
+NET = """
+    g (float[1, 4, 8, 8] x) => (float[1, 8] y)
+    <float[16, 4, 3, 3] w0, float[16] b0, float[16, 1, 3, 3] d, float[16, 4, 1, 1] g4, float[16, 8] w2, float[8] b2> {
+      c0 = Conv <kernel_shape = [3, 3]> (x, w0, b0)
+      r0 = Relu (c0)
+      c1 = Conv <kernel_shape = [3, 3], group = 16> (r0, d)
+      c2 = Conv <group = 4> (c1, g4)
+      p = GlobalAveragePool (c2)
+      f = Flatten (p)
+      m = MatMul (f, w2)
+      y = Add (m, b2)
+    }"""
+
+
+def samples(count: int = 32, *, seed: int = 2) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    # Channels that go together, so that one can stand in for another.
+    mix = rng.normal(size=(4, 2)) @ rng.normal(size=(2, 4))
+    images = rng.normal(size=(count, 4, 64)).transpose(0, 2, 1) @ mix
+    return [{"x": i.T.reshape(1, 4, 8, 8).astype("f4")} for i in images]
+
+
+def run(feeds: Sequence[Mapping[str, np.ndarray]] | None, **options: Any) -> Result:
+    return Pipeline((Sparsify(**options),)).run(model(NET), samples=feeds, threads=1)
+
+
+def decibels(result: Result) -> float:
+    with Session.open(model(NET)) as before, Session.open(result.model) as after:
+        return compare(before, after, samples(8)).worst("sqnr_db") or 0.0
+
+
+def weights(result: Result) -> dict[str, np.ndarray]:
+    found = result.model.graph.initializers.items()
+    return {name: value.const_value.numpy() for name, value in found if value.const_value}
+
+
+def test_half_of_every_weight_becomes_zero() -> None:
+    found = weights(run(samples(), spread="uniform"))
+    for name in ("w0", "g4", "w2"):
+        assert np.mean(found[name] == 0) == pytest.approx(0.5, abs=0.03)
+    assert np.all(found["d"] != 0), (
+        "each channel of a depthwise Conv has few weights, and needs them"
+    )
+
+
+def test_more_goes_where_it_costs_less() -> None:
+    found = weights(run(samples(), sparsity=0.6))
+    zeros = {name: np.mean(found[name] == 0) for name in ("w0", "w2")}
+    total = sum((found[name] == 0).sum() for name in zeros) / sum(found[n].size for n in zeros)
+    assert total == pytest.approx(0.6, abs=0.05)
+    assert abs(zeros["w0"] - zeros["w2"]) > 0.1
+
+
+@pytest.mark.parametrize("pattern", ["", "2:4", "4x1"])
+def test_samples_keep_outputs_nearer_than_magnitudes(pattern: str) -> None:
+    plain = run(samples(), pattern=pattern, method="magnitude")
+    fitted = run(samples(), pattern=pattern)
+    assert decibels(fitted) > decibels(plain) + 1
+
+
+def test_two_of_four_stay() -> None:
+    found = weights(run(samples(), pattern="2:4"))
+    inner = found["w0"].reshape(16, -1, 4)  # of an output's weights, as they lie in memory
+    assert ((inner != 0).sum(axis=2) <= 2).all()
+    columns = found["w2"].T.reshape(8, -1, 4)
+    assert ((columns != 0).sum(axis=2) <= 2).all()
+
+
+def test_outputs_that_go_together() -> None:
+    found = weights(run(samples(), pattern="4x1"))["w0"].reshape(4, 4, -1)
+    zero = found == 0
+    assert (zero.all(axis=1) == zero.any(axis=1)).all()
+
+
+def test_weights_that_do_not_divide_stay() -> None:
+    text = "g (float[N, 5] x) => (float[N, 16] y) <float[5, 16] w> { y = MatMul (x, w) }"
+    assert_refuses(Sparsify(pattern="2:4"), text, code="SPA101")
+
+
+def test_nothing_to_do_is_said() -> None:
+    assert_refuses(Sparsify(), "g (float[2] x) => (float[2] y) { y = Relu (x) }", code="SPA103")
+
+
+def test_without_samples_it_says_so() -> None:
+    result = run(None)
+    assert [d.code for d in result.diagnostics] == ["SPA104"]
+    assert np.mean(weights(result)["w0"] == 0) == pytest.approx(0.5, abs=0.03)
+
+
+def test_everything_can_be_taken_back() -> None:
+    assert_rolls_back(Sparsify(), model(NET), samples())
+
+
+@pytest.mark.parametrize("text", ["4:2", "2:", "x1", "4x2", "0:4", "a:b", "1x1"])
+def test_patterns_that_mean_nothing(text: str) -> None:
+    with pytest.raises(RecipeError, match="2:4"):
+        make("sparsify", {"pattern": text})
+
+
+def test_a_weight_that_two_read_stays() -> None:
+    text = """g (float[4, 16] x, float[4, 16] z) => (float[4, 16] y) <float[16, 16] w> {
+        a = MatMul (x, w) b = MatMul (z, w) y = Add (a, b) }"""
+    before = Model.load(model(text)).to_proto()
+    result = Pipeline((Sparsify(),)).run(model(text))
+    assert result.model.to_proto() == before
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    parts=st.integers(1, 5),
+    outputs=st.integers(1, 4),
+    pattern=st.sampled_from([Pattern(), Pattern(2, 4), Pattern(1, 2), Pattern(block=2)]),
+    sparsity=st.sampled_from([0.25, 0.5, 0.75]),
+    seed=st.integers(0, 99),
+)
+def test_every_way_keeps_to_the_pattern(
+    parts: int, outputs: int, pattern: Pattern, sparsity: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    inputs, outputs = 4 * parts, outputs * pattern.block
+    weight = rng.normal(size=(inputs, outputs))
+    rows = rng.normal(size=(50, inputs)) @ rng.normal(size=(inputs, inputs))
+    gram = Gram(rows.T @ rows, rows.sum(0), np.abs(rows).sum(0), 50)
+    share = 1 - pattern.kept / pattern.width if pattern.width else sparsity
+    for found in (
+        magnitude(weight, sparsity, pattern),
+        wanda(weight, gram, sparsity, pattern),
+        refitted(weight, gram, sparsity, pattern),
+    ):
+        zeros = found == 0
+        assert zeros.mean() == pytest.approx(share, abs=0.5 / inputs + 1e-9)
+        if pattern.width:
+            assert (
+                zeros.reshape(-1, pattern.width, outputs).sum(1) >= pattern.width - pattern.kept
+            ).all()
+        if pattern.block > 1:
+            together = zeros.reshape(inputs, -1, pattern.block)
+            assert (together.all(2) == together.any(2)).all()
+    if pattern.block > 1:
+        fitted = gram.error(weight - refitted(weight, gram, sparsity, pattern))
+        assert fitted <= gram.error(weight - wanda(weight, gram, sparsity, pattern)) * 1.001 + 1e-9
+
+
+def test_masks_keep_the_highest_scores() -> None:
+    scores = np.array([[1.0, 9.0], [4.0, 2.0], [3.0, 8.0], [2.0, 7.0]])
+    assert mask(scores, 0.5, Pattern()).tolist() == [
+        [False, True], [True, False], [True, True], [False, False],
+    ]  # fmt: skip
+    assert mask(scores, 0.5, Pattern(1, 2)).tolist() == [
+        [False, True], [True, False], [True, True], [False, False],
+    ]  # fmt: skip
+    assert parse_pattern("2:4") == Pattern(2, 4)
+
+
+def test_shares_reach_the_goal_together() -> None:
+    rng = np.random.default_rng(0)
+    weights = {"flat": rng.normal(size=(64, 8)), "peaked": rng.normal(size=(64, 8)) ** 5}
+    grams = {name: Gram(np.eye(64), np.zeros(64), np.ones(64), 64) for name in weights}
+    found = shares(weights, grams, 0.5)
+    assert found["peaked"] > 0.6 > 0.4 > found["flat"]
+    assert sum(found.values()) / 2 == pytest.approx(0.5, abs=0.03)
