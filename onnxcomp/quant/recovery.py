@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     Feeds = Mapping[str, np.ndarray]
 
-ROWS_MEMORY = 256 << 20
+# Numbers of a layer that are kept of one sample.
+_ELEMENTS = 1 << 20
 # Values of the same name whose channels do not even rise and fall together are not the same thing.
 _LEAST_CORRELATION = 0.3
 _SURE = 0.95
@@ -292,13 +293,13 @@ class Recovery:
             each.get(name, state.get(name)) for each, state in zip(made, walk.states, strict=True)
         ]
         matched = matching(
-            layer, twin, outputs, wanted.get(twin.value, [])[: len(outputs)], self.rows
+            layer, twin, outputs, wanted.get(twin.value, [])[: len(outputs)], self._limit(twin)
         )
         changed = False
         if matched is None or any(found is None for found in inputs):
             self.unmatched.append(layer)
         else:
-            site = Site(layer, twin, inputs, outputs, matched, self.rows)  # type: ignore[arg-type]
+            site = Site(layer, twin, inputs, outputs, matched, self._limit(twin))  # type: ignore[arg-type]
             changed = improve(site)
         if changed and segment.outputs:
             made = list(walk.run(segment))
@@ -309,16 +310,21 @@ class Recovery:
         """Runs the float model and keeps some of what its layers give."""
         found: dict[str, list[Wanted]] = {}
         layers = [self._ends[segment.end] for segment in chunk if segment.end in self._ends]
-        kinds = {self._twins[layer].value: self._twins[layer].output_rows for layer in layers}
+        kinds = {self._twins[layer].value: self._twins[layer] for layer in layers}
         for made in self.float_values(kinds):
             for name, array in made.items():
-                rows = kinds[name]
-                places = _rows(rows, array, self.rows)
+                rows = kinds[name].output_rows
+                places = _rows(rows, array, self._limit(kinds[name]))
                 axes = _but_channels(array, conv=isinstance(rows, Window))
                 mean = array.mean(axis=axes, dtype=np.float64)
                 count = array.size // max(mean.size, 1)
                 found.setdefault(name, []).append(Wanted(places, mean, count))
         return found
+
+    def _limit(self, twin: Twin) -> int:
+        """How many places of a sample are looked at: fewer where there are very many channels."""
+        channels = max(twin.own.outputs * twin.own.groups, twin.own.depth)
+        return max(min(self.rows, _ELEMENTS // max(channels, 1)), 1)
 
     def float_values(self, names: Collection[str]) -> Iterator[dict[str, NDArray[Any]]]:
         """Yields values of the float model for each sample."""
