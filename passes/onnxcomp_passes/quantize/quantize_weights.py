@@ -12,10 +12,8 @@ from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.passbase import Context, Pass
-from onnxcomp.quant.provider_graph import ProviderGraph
-from onnxcomp.runtime import available_providers, newest_opset, optimized_model
+from onnxcomp.runtime import available_providers, newest_opset
 from onnxcomp_passes.convert.opsets import convert
-from onnxcomp_passes.quantize.weight_bias import correct_bias
 from onnxcomp_passes.quantize.weight_forms import Writer
 from onnxcomp_passes.quantize.weight_methods import fit_site, grams_of, round_site
 from onnxcomp_passes.quantize.weight_plans import (
@@ -28,13 +26,13 @@ from onnxcomp_passes.quantize.weight_plans import (
 from onnxcomp_passes.quantize.weight_rows import rows_of
 from onnxcomp_passes.quantize.weight_scaling import scale_plans
 from onnxcomp_passes.quantize.weight_sites import Site, chosen, find_sites
+from onnxcomp_passes.quantize.weight_writing import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from onnxcomp.ir import ir
-    from onnxcomp_passes.quantize.weight_forms import Stored
     from onnxcomp_passes.quantize.weight_methods import DataFree
+    from onnxcomp_passes.quantize.weight_packing import Stored
 
 _BITS = (2, 3, 4, 8)
 # Above this size the model is not loaded to see what the provider makes of it.
@@ -165,7 +163,7 @@ class QuantizeWeights(Pass):
         if self.method in _WITH_SCALES and ctx.samples is not None:
             plans = scale_plans(ctx, plans, _GRAM_BYTES)
         checks = self._checks(ctx, plans)
-        kept = _Kept(ctx, Writer(ctx.edit, self.accuracy_level), memory=checks)
+        kept = Weights(ctx, Writer(ctx.edit, self.accuracy_level), memory=checks)
         for plan, stored, table in self._numbers(ctx, plans):
             kept.write(plan, stored, table)
         if checks:
@@ -294,63 +292,6 @@ class QuantizeWeights(Pass):
         )
         ctx.note("WQT108", None, text)
         ctx.edit.count("weights stored in few bits", len(plans))
-
-
-class _Kept:
-    """Writes weights; keeps the numbers where they may have to be written in another form."""
-
-    def __init__(self, ctx: Context, writer: Writer, *, memory: bool) -> None:
-        self._ctx, self._writer, self._memory = ctx, writer, memory
-        self._mark = ctx.edit.mark()
-        self._done: list[tuple[Plan, Stored, Stored | None]] = []
-        self._packed: dict[str, Plan] = {}
-
-    def write(self, plan: Plan, stored: Stored, table: Stored | None) -> None:
-        """Writes one weight."""
-        if self._memory:
-            self._done.append((plan, stored, table))
-        site, writer = plan.site, self._writer
-        if stored.shift is not None:
-            correct_bias(self._ctx.edit, site, stored.shift)
-        if plan.form == "unpacked" and not site.is_table:
-            writer.unpacked(site, stored)
-            return
-        shapes = self._ctx.facts.get(Shapes())
-        shared: dict[str, ir.Value] = {}
-        for use in site.uses:
-            if use.kind == "table":
-                rank = shapes.rank(use.node.inputs[1]) or 1
-                writer.table(site, use, stored if table is None else table, rank, shared)
-            elif plan.form == "kernel":
-                writer.matmul_n_bits(site, use, stored)
-            else:
-                node = writer.dequantized(site, use, stored)
-                self._packed[node.outputs[0].name or ""] = plan
-        writer.drop(site)
-
-    def check(self) -> None:
-        """Looks at the graph that the provider runs; what it left unfused is unpacked instead."""
-        ctx = self._ctx
-        found = optimized_model(ctx.model, provider=ctx.target.provider, weights=False)
-        graph = ProviderGraph(found)
-        left = {
-            name
-            for node in graph.nodes
-            for name in node.output
-            if node.op_type == "DequantizeLinear"
-        }
-        strays = {self._packed[name].site for name in left & set(self._packed)}
-        if not strays:
-            return
-        ctx.edit.rollback(self._mark)
-        done, self._memory = self._done, False
-        for plan, stored, table in done:
-            if plan.site in strays:
-                ctx.skip("WQT103", plan.site.value, "the provider left it as two nodes")
-                if stored.grid.rows % (plan.scheme.block or stored.grid.rows):
-                    continue
-                plan = replace(plan, form="unpacked")
-            self.write(plan, stored, table)
 
 
 def _table_of(plan: Plan, method: DataFree) -> Stored | None:

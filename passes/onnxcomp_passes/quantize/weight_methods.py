@@ -13,7 +13,8 @@ from onnxcomp.quant.blocks import block_params
 from onnxcomp.quant.gptq import gptq
 from onnxcomp.quant.grams import collect_grams, gram_readers
 from onnxcomp_passes.quantize.weight_bias import bias_of
-from onnxcomp_passes.quantize.weight_forms import Stored, as_matrix
+from onnxcomp_passes.quantize.weight_forms import as_matrix
+from onnxcomp_passes.quantize.weight_packing import Stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
