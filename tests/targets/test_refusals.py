@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.errors import UserError
 from onnxcomp.pipeline import Pipeline
-from onnxcomp.runtime import Session
+from onnxcomp.runtime import Session, runtime_version
 from onnxcomp.targets import load_target
 from onnxcomp_passes.quantize.quantize_static import QuantizeStatic
 from tests.helpers.text import model
@@ -198,6 +198,8 @@ def blocks(kind: str, axis: int, size: int = 32) -> onnx.ModelProto:
 def test_weights_in_blocks_are_unpacked_as_they_are_multiplied(
     name: str, kind: str, size: int
 ) -> None:
+    if name == "int8-weights" and version() < (1, 31):
+        pytest.skip("this onnxruntime does so with 4 bits only")
     assert CPU.format_of(name).use == "weights"  # type: ignore[union-attr]
     assert judge(blocks(kind, 0, size)).operators == ("MatMulNBits",)
 
