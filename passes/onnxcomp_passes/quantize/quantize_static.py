@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 
 # Samples that channels are equalized by; more make no difference that shows.
 _EQUALIZED = 8
-# Samples on which placements and observers are compared.
-_JUDGED = 16
+# Samples on which placements are compared, and observers.
+_PLACED, _JUDGED = 8, 16
 _CHECKS = 6
 
 
@@ -283,7 +283,7 @@ class QuantizeStatic(Pass):
             return frozenset(c.key for c in bench.candidates if c.family.name in HEAVY)
         if not is_measurable(ctx.target):
             return place_by_table(ctx, bench, lambda: self._feeds(ctx))
-        samples = list(itertools.islice(ctx.samples or (), _JUDGED))
+        samples = list(itertools.islice(ctx.samples or (), _PLACED))
         choice = PlacementSearch(bench, self._feeds(ctx), samples, ctx.threads, ctx.progress).run()
         if not choice.keys:
             fastest = min(choice.tried.values(), default=1.0)
