@@ -80,6 +80,10 @@ def bytes_of(*shape: int) -> np.ndarray:
     return RNG.integers(-100, 100, shape).astype(np.int8)
 
 
+def version() -> tuple[int, ...]:
+    return tuple(int(part) for part in runtime_version().split(".")[:2])
+
+
 # -- refusals --------------------------------------------------------------------------------------
 
 
