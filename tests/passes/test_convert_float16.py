@@ -73,6 +73,10 @@ def run(proto: onnx.ModelProto, samples: object = None, **options: object) -> Re
     )
 
 
+def operators(proto: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in proto.graph.node]
+
+
 def casts(proto: onnx.ModelProto) -> list[tuple[str, str]]:
     return [(n.input[0], n.output[0]) for n in proto.graph.node if n.op_type == "Cast"]
 
@@ -296,6 +300,19 @@ def test_storage_computes_as_before(to: str) -> None:
         compare(Session.open(proto), Session.open(got), feeds(3, 16)).worst("sqnr_db") or 0
     ) > 40
     assert_rolls_back(step, proto)
+
+
+def test_storage_of_constant_nodes() -> None:
+    proto = model(CHAIN)
+    tensor = next(t for t in proto.graph.initializer if t.name == "w")
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=tensor))
+    proto.graph.initializer.remove(tensor)
+    got = converted(proto, mode="storage")
+    assert operators(got) == ["Cast", "Cast", "MatMul", "Add", "Relu", "MatMul"]
+    assert {t.data_type for t in got.graph.initializer if t.name != "b"} == {10}
+    assert (
+        compare(Session.open(proto), Session.open(got), feeds(3, 16)).worst("sqnr_db") or 0
+    ) > 40
 
 
 def test_a_difference_of_nearly_equal_numbers_is_found_and_taken_back() -> None:

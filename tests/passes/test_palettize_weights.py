@@ -178,6 +178,20 @@ def test_a_weight_with_two_readers_and_a_body() -> None:
         assert np.abs(want - found).max() < 0.1 * np.abs(want).max()
 
 
+def test_weights_in_constant_nodes() -> None:
+    proto = model(NET)
+    for tensor in list(proto.graph.initializer):
+        if tensor.name == "v":
+            node = onnx.helper.make_node("Constant", [], ["v"], value=tensor)
+            proto.graph.node.insert(0, node)
+            proto.graph.initializer.remove(tensor)
+    got = Pipeline((PalettizeWeights(bits=6),)).run(proto).model.to_proto()
+    onnx.checker.check_model(got, full_check=True)
+    assert "Constant" not in {node.op_type for node in got.graph.node}
+    assert decibels(proto, got) > 22
+    assert_rolls_back(PalettizeWeights(bits=6), proto)
+
+
 def test_weights_that_are_not_finite_or_named_stay() -> None:
     proto = model(NET)
     for tensor in proto.graph.initializer:

@@ -13,7 +13,7 @@ from typing_extensions import override
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.compare import compare
 from onnxcomp.ir.backend import ir
-from onnxcomp.ir.ops import constant, is_read
+from onnxcomp.ir.ops import constant, is_op, is_read
 from onnxcomp.passbase import Context, Pass
 from onnxcomp.quant.half.choosing import choose
 from onnxcomp.quant.half.fallback import Fallback
@@ -173,7 +173,8 @@ class ConvertFloat16(Pass):
     @staticmethod
     def _store(ctx: Context, target: Format) -> None:
         """Stores weights in 16 bits and converts them back where they are read."""
-        for value in list(ctx.model.initializers()):
+        made = [n.outputs[0] for n in ctx.model.nodes() if is_op(n, "Constant")]
+        for value in [*ctx.model.initializers(), *made]:
             tensor, graph = constant(value), value.graph
             if tensor is None or graph is None or not is_read(value) or value.is_graph_output():
                 continue
@@ -182,7 +183,8 @@ class ConvertFloat16(Pass):
             if trouble := weight_trouble(tensor, target):
                 ctx.skip("HLF102", value, trouble)
                 continue
-            first = next(iter(graph), None)
+            maker = value.producer()
+            first = next(iter(graph), None) if maker is None else None
             half = ctx.edit.initializer(
                 narrowed(tensor, target), name=f"{value.name}_half", graph=graph
             )
@@ -190,13 +192,17 @@ class ConvertFloat16(Pass):
                 "Cast",
                 [half],
                 before=first,
+                after=maker,
                 graph=graph,
                 outputs=[f"{value.name}_float"],
                 attributes={"to": ir.AttrInt64("to", int(ir.DataType.FLOAT))},
                 like=value,
             )
             ctx.edit.replace(value, cast.outputs[0])
-            ctx.edit.drop_initializer(value)
+            if maker is None:
+                ctx.edit.drop_initializer(value)
+            else:
+                ctx.edit.remove(maker)
             ctx.edit.count("weights in 16 bits")
 
 

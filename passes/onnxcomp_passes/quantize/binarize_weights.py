@@ -77,6 +77,7 @@ class BinarizeWeights(Pass):
         expander = Expander(ctx.edit, ctx.model.opset)
         for weight in weights:
             self._do(ctx, expander, weight, moments.get(weight))
+        expander.finish()
         if judge is not None:
             decibels = judge.decibels(ctx.model)
             if decibels < self.least_sqnr_db:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcomp.ir.backend import ir
-from onnxcomp.ir.ops import constant, is_op, standard_op
+from onnxcomp.ir.ops import constant, is_op, is_read, standard_op, subgraphs
 from onnxcomp.quant.grams import collect_grams
 from onnxcomp.quant.packing import pack
 from onnxcomp.quant.readers import layer_of
@@ -87,7 +87,7 @@ def find_weights(
         skip: Patterns for those to leave.
     """
     found = []
-    for value in model.initializers():
+    for value in _constants(model.graph):
         tensor = constant(value)
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or value.is_graph_output():
             continue
@@ -109,6 +109,16 @@ def find_weights(
         is_table = any(is_op(use.node, *_TABLES) for use in readers)
         found.append(CodedWeight(value, shape, kept, is_table, layers))
     return found
+
+
+def _constants(graph: ir.Graph) -> Iterator[ir.Value]:
+    """Initializers and results of Constant nodes, in every scope but those of functions."""
+    yield from graph.initializers.values()
+    for node in graph:
+        if is_op(node, "Constant"):
+            yield node.outputs[0]
+        for body in subgraphs(node):
+            yield from _constants(body)
 
 
 def _is_weight_of(node: ir.Node, index: int) -> bool:
@@ -194,6 +204,7 @@ class Expander:
     edit: Edit
     opset: int
     in_run: bool = False
+    _left: list[ir.Node] = field(default_factory=list)
     _zeros: dict[int, ir.Value] = field(default_factory=dict)
     _shared: dict[tuple[object, ...], ir.Value] = field(default_factory=dict)
     _firsts: dict[int, ir.Node] = field(default_factory=dict)
@@ -317,7 +328,17 @@ class Expander:
         """Lets everything that read a weight read what is expanded, and drops the weight."""
         self.edit.set_type(value, ir.DataType.FLOAT, shape)
         self.edit.replace(like, value)
-        self.edit.drop_initializer(like)
+        if like.is_initializer():
+            self.edit.drop_initializer(like)
+        elif (node := like.producer()) is not None:
+            self._left.append(node)
+
+    def finish(self) -> None:
+        """Removes Constant nodes whose numbers are stored otherwise now."""
+        for node in self._left:
+            if not any(map(is_read, node.outputs)):
+                self.edit.remove(node)
+        self._left.clear()
 
 
 def _graph(value: ir.Value) -> ir.Graph:

@@ -294,6 +294,7 @@ class _Work:
                 scale = expander.tensor(like, palette.scale, "scale")
                 value = expander.op("Mul", [value, scale], like)
             expander.put(like, value, weight.shape)
+        expander.finish()
 
 
 def _with_feedback(
