@@ -281,3 +281,15 @@ def test_a_constant_that_is_quantized_in_every_run_is_stored() -> None:
     }
     x = noise()
     np.testing.assert_array_equal(values(model(text), x), values(result.model, x))
+
+
+def test_an_opset_is_not_raised_for_nothing() -> None:
+    text = (
+        '<ir_version: 6, opset_import: ["": 12]> g (float[1, 4, 3, 3] x) => (float[1, 4, 3, 3] y) '
+        "<float[4] g, float[4] b, float[4] m, float[4] v = {1, 1, 2, 3}, float s = {0.1}, uint8 z = {128}> { "
+        "n = BatchNormalization (x, g, b, m, v) q = QuantizeLinear (n, s, z) "
+        "y = DequantizeLinear (q, s, z) }"
+    )
+    result = fixed(text)
+    assert not result.changed
+    assert result.model.opset == 12

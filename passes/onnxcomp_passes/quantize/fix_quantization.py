@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     Feeds = Mapping[str, np.ndarray]
 
 _SAMPLES = 2
+# Models above this many bytes are mended without being run.
+_LARGEST = 1 << 31
 # Rewrites that keep values may move a number over the edge of a rounding here and there.
 _LEAST_SQNR_DB = 30.0
 # Taking roundings out moves outputs by what they had added; nearly nothing in common means that something
@@ -52,11 +54,19 @@ _SECONDS = 2.0
 
 @dataclass
 class _Trial:
-    """The model as it was, and a few samples to judge by."""
+    """A few samples to judge by, and what is known of the model so far.
 
-    before: Model
+    Attributes:
+        feeds: The samples.
+        problem: Why there are none.
+        gap: How close the provider's result is to that of the model as it is written.
+        kept: Whether anything was mended.
+    """
+
     feeds: Sequence[Feeds]
     problem: str = ""
+    gap: float | None = None
+    kept: bool = False
 
 
 class FixQuantization(Pass):
@@ -99,6 +109,8 @@ class FixQuantization(Pass):
             if code not in known:
                 raise UserError(f"no rule has the code {code!r}", hint="see `onnxcomp explain`")
         trial = self._trial(ctx)
+        if trial.feeds:
+            trial.gap = _gap(ctx.model, trial.feeds)
         self._raise_opset(ctx, trial)
         repair = Repair(
             ctx.model, ctx.edit, ctx.target, self.larger, lambda: EliminateDead().run(ctx)
@@ -109,6 +121,8 @@ class FixQuantization(Pass):
             done = repair.stage(stage, self._chosen)
             if done:
                 self._judge(ctx, trial, current, stage, done, mark)
+        if not trial.kept:
+            ctx.edit.rollback()
 
     def _chosen(self, code: str) -> bool:
         return code not in self.skip and (not self.only or code in self.only)
@@ -125,15 +139,16 @@ class FixQuantization(Pass):
 
     def _trial(self, ctx: Context) -> _Trial:
         """Finds samples that the model takes."""
-        before = ctx.model.copy()
+        if ctx.model.nbytes > _LARGEST:
+            return _Trial((), "it is larger than 2 GiB")
         try:
             if ctx.samples is not None:
-                return _Trial(before, list(ctx.samples.take(min(_SAMPLES, len(ctx.samples)))))
-            with Session.open(before, optimization="disable") as session:
-                feeds = probe_feeds(before.signature(), count=_SAMPLES, runner=session)
-            return _Trial(before, feeds)
+                return _Trial(list(ctx.samples.take(min(_SAMPLES, len(ctx.samples)))))
+            with Session.open(ctx.model, optimization="disable") as session:
+                feeds = probe_feeds(ctx.model.signature(), count=_SAMPLES, runner=session)
+            return _Trial(feeds)
         except UserError as error:
-            return _Trial(before, (), error.message)
+            return _Trial((), error.message)
 
     def _judge(
         self,
@@ -148,12 +163,12 @@ class FixQuantization(Pass):
         what = _words(done)
         if trial.problem or not trial.feeds:
             ctx.note("FIX104", None, f"{what}; not measured: {trial.problem}")
+            trial.kept = True
             _count(ctx, done)
             return
+        gap = _gap(ctx.model, trial.feeds)
         sqnr = _fidelity(current, ctx.model, trial.feeds)
-        reason = _objection(ctx, trial, current, stage, sqnr) or _surprise(
-            current, ctx.model, trial.feeds
-        )
+        reason = _objection(ctx, trial, current, stage, sqnr) or _surprise(trial.gap, gap)
         if reason and not stage.demanded:
             ctx.edit.rollback(mark)
             ctx.skip("FIX103", None, f"{what}: {reason}")
@@ -163,6 +178,7 @@ class FixQuantization(Pass):
             ctx.edit.rollback(mark)
             ctx.skip("FIX102", None, f"{what}: {ratio.median:.2f} times the time of a run")
             return
+        trial.gap, trial.kept = gap, True
         ctx.note("FIX101", None, f"{what}{_numbers(ratio, sqnr)}")
         _count(ctx, done)
 
@@ -187,8 +203,8 @@ def _objection(
     if stage.exact:
         # Some networks turn a change in the last place into another number here and there, and that into
         # another output: what the provider's own arithmetic does to the outputs is no harm.
-        own = _gap(current, trial.feeds)
-        least = _LEAST_SQNR_DB if own is None else min(_LEAST_SQNR_DB, own - _OWN_PLAY_DB)
+        own = _LEAST_SQNR_DB if trial.gap is None else trial.gap - _OWN_PLAY_DB
+        least = min(_LEAST_SQNR_DB, own)
         worse = sqnr is not None and sqnr < least
         return f"outputs were only {sqnr:.1f} dB above the difference" if worse else ""
     if ctx.reference is not None and not stage.demanded:
@@ -202,9 +218,8 @@ def _objection(
     return ""
 
 
-def _surprise(current: Model, changed: Model, feeds: Sequence[Feeds]) -> str:
+def _surprise(before: float | None, after: float | None) -> str:
     """Why the provider computes something else than is written, where it did not before; or empty."""
-    before, after = _gap(current, feeds), _gap(changed, feeds)
     if before is None or after is None or after >= min(before - _WIDER_DB, _CLOSE_DB):
         return ""
     return f"the provider's result was {after:.1f} dB from what is written, {before:.1f} dB before"
