@@ -190,6 +190,9 @@ def test_weights_in_constant_nodes() -> None:
     assert "Constant" not in {node.op_type for node in got.graph.node}
     assert decibels(proto, got) > 22
     assert_rolls_back(PalettizeWeights(bits=6), proto)
+    assert_rolls_back(PalettizeWeights(budget=0.2), proto)
+    measured = Pipeline((PalettizeWeights(budget=0.2),)).run(proto, samples=feeds()).model
+    assert decibels(proto, measured.to_proto()) > 15
 
 
 def test_weights_that_are_not_finite_or_named_stay() -> None:

@@ -249,7 +249,11 @@ class _Work:
     def _harm(self, weight: CodedWeight, values: NDArray[np.float32], judge: HeldOut) -> float:
         """Noise in the outputs with one weight rounded."""
         mark = self.ctx.edit.mark()
-        self.ctx.edit.set_tensor(weight.value, values)
+        graph = weight.value.graph
+        if graph is None:
+            return 0.0
+        made = self.ctx.edit.initializer(values, name=f"{weight.name}_rounded", graph=graph)
+        self.ctx.edit.replace(weight.value, made)
         decibels = judge.decibels(self.ctx.model, calibration=True)
         self.ctx.edit.rollback(mark)
         return float(10.0 ** (-decibels / 10.0))
