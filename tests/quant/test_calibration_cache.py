@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +21,7 @@ from onnxcomp.ir import Model
 from onnxcomp.quant.calibrate import Looker, Observed
 from onnxcomp.quant.calibration_cache import CalibrationCache, cache_folder
 from onnxcomp.samples import load_samples
+from onnxcomp_passes.quantize.quantize_static import QuantizeStatic
 from tests.helpers.text import model
 
 if TYPE_CHECKING:
@@ -226,3 +231,69 @@ def test_the_folder_is_where_the_platform_wants_it(
     assert cache_folder() == tmp_path / "own"
     monkeypatch.setenv("ONNXCOMP_CACHE", "")
     assert cache_folder() is None
+
+
+def test_the_pass_says_where_and_whether(
+    loaded: Model, data: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXCOMP_CACHE", str(tmp_path / "variable"))
+    ctx: Any = SimpleNamespace(model=loaded, samples=data)
+
+    def folder(**options: Any) -> Path | None:
+        store = QuantizeStatic(**options)._store(ctx)
+        return None if store is None else store.folder
+
+    assert folder() == tmp_path / "variable"
+    assert folder(cache_folder=str(tmp_path / "option")) == tmp_path / "option"
+    assert folder(cache=False, cache_folder=str(tmp_path)) is None
+    monkeypatch.setenv("ONNXCOMP_CACHE", "")
+    assert folder() is None
+    assert folder(cache_folder=str(tmp_path)) == tmp_path
+
+
+def test_a_process_that_is_killed_leaves_what_was_kept(tmp_path: Path) -> None:
+    """Kills a real process in the middle; the next one goes on, and ends where one alone ends."""
+    onnx.save(model(NET), tmp_path / "net.onnx")
+    script = tmp_path / "calibrate.py"
+    script.write_text(
+        f"""
+import sys, time
+import numpy as np
+from onnxcomp.ir import Model
+from onnxcomp.quant import calibrate
+from onnxcomp.quant.calibration_cache import CalibrationCache
+from onnxcomp.samples import load_samples
+calibrate._STORE_AFTER = 0.0
+model = Model.load({str(tmp_path / "net.onnx")!r})
+model_input = model.signature().inputs
+feeds = [{{"x": np.random.default_rng(i).normal(size=(1, 4, 8, 8)).astype("f4")}} for i in range(8)]
+data = load_samples(feeds, model_input)
+store = CalibrationCache(__import__("pathlib").Path(sys.argv[1]), model, data)
+runs = 0
+original = calibrate._look
+def look(*arguments):
+    global runs
+    runs += 1
+    original(*arguments)
+    if sys.argv[2] == "slow" and runs == 5:
+        print("now", flush=True)
+        time.sleep(60)
+calibrate._look = look
+found = calibrate.Looker(model, store=store, worth=-1.0).observe(["x", "r"], data)
+print(runs, found.histograms["r"].state().sum().hex())
+""",
+        encoding="utf-8",
+    )
+
+    def command(folder: str, speed: str) -> list[str]:
+        return [sys.executable, str(script), str(tmp_path / folder), speed]
+
+    with subprocess.Popen(command("cache", "slow"), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "now\n"
+        process.kill()
+    again = subprocess.run(command("cache", ""), capture_output=True, text=True, check=True)
+    alone = subprocess.run(command("other", ""), capture_output=True, text=True, check=True)
+    runs, result = again.stdout.split()
+    assert (runs, result) == ("5", alone.stdout.split()[1])
+    assert len(list((tmp_path / "cache").iterdir())) == 1

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # The averages of a few samples cut off what others need, so they are taken only when asked for.
 CHOICES: tuple[Method, ...] = ("mse", "min-max", "percentile")
 # A choice must be this much nearer to float than another one, and surely so, to be preferred.
-_NOTABLE_DB, _SURELY = 0.1, 1.5
+_NOTABLE_DB, _SURELY = 0.1, 2.5
 # A sample that is nearer than this is near enough, and one that is farther off is lost anyway.
 _ENOUGH_DB, _LOST_DB = 40.0, -20.0
 
@@ -67,7 +67,7 @@ class ObserverSearch:
     The squared error of a tensor alone misleads: the outliers of a LayerNormalization are what the next
     layer needs, those of a Gelu are not. So errors of channels count as the weights that read them. The
     whole model has the last word: where one observer for all points comes nearer to float on samples,
-    by more than its standard error, that one is taken. (Choosing point by point with the whole model follows chance:
+    by much more than chance, that one is taken. (Choosing point by point with the whole model follows chance:
     it gains decibels on the samples at hand and loses them on others.)
 
     Attributes:
@@ -164,7 +164,7 @@ class ObserverSearch:
 
 
 def _is_better(found: NDArray[np.float64], most: NDArray[np.float64]) -> bool:
-    """Whether one choice is nearer to float than another one, by more than the standard error."""
+    """Whether one choice is nearer to float than another one, by much more than the standard error."""
     if found.size != most.size or not found.size:
         return bool(found.size > most.size)
     gains = found - most
