@@ -17,6 +17,8 @@ from onnxcomp.runtime import Session
 from onnxcomp_passes.quantize.dequantize import Dequantize
 from onnxcomp_passes.quantize.quantize_static import QuantizeStatic
 from tests.helpers.check import assert_rewrites, assert_rolls_back, assert_unchanged
+from tests.helpers.drawn import draw_any
+from tests.helpers.drawn.core import RefusedError
 from tests.helpers.text import model
 
 if TYPE_CHECKING:
@@ -452,3 +454,39 @@ def test_stored_weights_are_expanded(recipe: str) -> None:
     # MatMulNBits computes with activations in 8 bits.
     least = 38 if "matmulnbits" in recipe else 90
     assert fidelity(small.to_proto(), got, feeds, "disable") > least
+
+
+QUANTIZED = (
+    "QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger",
+)  # fmt: skip
+
+
+def test_whatever_is_drawn_loads_and_keeps_its_signature() -> None:
+    changed = near = 0
+    for seed in range(60):
+        try:
+            found = draw_any(seed, 5, QUANTIZED[seed % len(QUANTIZED)])
+        except RefusedError:
+            continue
+        result = Pipeline((Dequantize(),)).run(found.proto)
+        assert not result.outcomes[0].rolled_back, seed
+        if not result.changed:
+            continue
+        changed += 1
+        assert result.model.signature() == Model.load(found.proto).signature(), seed
+        given = found.feeds("ordinary")
+        with (
+            Session.open(found.proto, optimization="disable") as before,
+            Session.open(result.model) as after,
+        ):
+            want, got = before.run(given), after.run(given)
+        kinds = [(np.asarray(got[n]).dtype, np.shape(got[n])) for n in want]
+        assert kinds == [(np.asarray(want[n]).dtype, np.shape(want[n])) for n in want], seed
+        near += all(
+            np.allclose(got[n], want[n], rtol=0.1, atol=0.1, equal_nan=True)
+            for n in want
+            if isinstance(want[n], np.ndarray) and want[n].dtype.kind == "f"
+        )
+    assert changed > 15
+    # The others have scales that fit nothing: what they round or cut off is gone.
+    assert near >= 0.6 * changed

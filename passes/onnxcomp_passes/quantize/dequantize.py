@@ -32,7 +32,8 @@ class Dequantize(Pass):
     Reads QDQ models, operators on integers (QLinearConv, QLinearMatMul, QGemm, those of com.microsoft),
     dynamic quantization (DynamicQuantizeLinear with MatMulInteger or ConvInteger, DynamicQuantizeLSTM)
     and stored weights (MatMulNBits, GatherBlockQuantized, blocks, palettes, signs), and writes plain operators with float
-    weights. Weights keep their rounded values; activations are no longer rounded.
+    weights. Stored integers keep the values that they stand for; float weights that were rounded in the
+    graph, and activations, are no longer rounded.
 
     Rounding to integers also cuts off. Where the smallest integer stands for zero, a Relu may have been
     left out because of that: a Relu is put back unless what comes in is never negative. Samples show
@@ -139,6 +140,5 @@ def _replace(ctx: Context, twins: Twins, node: ir.Node) -> None:
     twin = twins.of(node.inputs[0], grid_of(node))
     if twin is None:
         return
-    ctx.edit.set_type(twin, twin.dtype or node.outputs[0].dtype, node.outputs[0].shape)
     ctx.edit.replace(node.outputs[0], twin)
     ctx.edit.count("values back in float")
