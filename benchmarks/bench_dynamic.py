@@ -68,7 +68,9 @@ def main() -> None:
             kinds = _kinds(bundle.model)
             if not kinds & PRODUCTS:
                 continue
-            found = _bundle_rows(chosen, bundle, work / bundle.name, recurrent=bool(kinds & RECURRENT))
+            found = _bundle_rows(
+                chosen, bundle, work / bundle.name, recurrent=bool(kinds & RECURRENT)
+            )
             rows += found
             for row in found:
                 say("  ".join(f"{name}={row.get(name)}" for name in COLUMNS))
