@@ -42,16 +42,32 @@ def _power(form: str, weight: NDArray[np.float32]) -> NDArray[np.float64]:
     return found
 
 
-def reader_noise(channels: Channels, power: NDArray[np.float64], params: Params) -> float:
+def channel_power(channels: Channels) -> NDArray[np.float64]:
+    """Returns the mean square of each channel, over the vectors that were kept."""
+    return _mean_square(channels.vectors)
+
+
+def channel_noise(channels: Channels, params: Params) -> NDArray[np.float64]:
+    """Returns the mean square of what rounding does to each channel, over the vectors that were kept."""
+    vectors = channels.vectors
+    return _mean_square(params.dequantize(params.quantize(vectors)) - vectors)
+
+
+def reader_noise(
+    noise: NDArray[np.float64], signal: NDArray[np.float64], power: NDArray[np.float64]
+) -> float:
     """Returns the expected share of noise in a reader's output when the activation is rounded.
 
     An error of a channel counts as much as the weights that read the channel; errors of different
     channels are taken as independent.
+
+    Args:
+        noise: From `channel_noise`.
+        signal: From `channel_power`.
+        power: From `read_power`.
     """
-    vectors = channels.vectors
-    signal = _mean_square(vectors) @ power
-    noise = _mean_square(params.dequantize(params.quantize(vectors)) - vectors) @ power
-    return float(noise / signal) if signal > 0.0 else 0.0
+    total = float(signal @ power)
+    return float(noise @ power) / total if total > 0.0 else 0.0
 
 
 def _mean_square(vectors: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from onnxcomp.errors import SamplesError
 from onnxcomp.ir import Model
 from onnxcomp.quant.calibrate import Looker, calibrate
 from onnxcomp.quant.channels import Channels, as_positions, coprime_step
-from onnxcomp.quant.damage import own_noise, read_power, reader_noise
+from onnxcomp.quant.damage import channel_noise, channel_power, own_noise, read_power, reader_noise
 from onnxcomp.quant.observers import Histogram
 from onnxcomp.quant.scheme import QScheme, params_for_range
 from onnxcomp.runtime import Session
@@ -237,7 +237,8 @@ def test_expected_noise_is_that_of_a_real_product() -> None:
     rounded = params.dequantize(params.quantize(vectors))
     wanted, got = vectors @ weight, rounded @ weight
     real = np.square(got - wanted).sum() / np.square(wanted).sum()
-    found = reader_noise(seen, np.square(weight).sum(axis=1), params)
+    power = np.square(weight).sum(axis=1)
+    found = reader_noise(channel_noise(seen, params), channel_power(seen), power)
     assert found == pytest.approx(real, rel=0.3)
 
 

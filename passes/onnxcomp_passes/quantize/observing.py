@@ -11,7 +11,7 @@ import numpy as np
 from typing_extensions import override
 
 from onnxcomp.compare import Reference
-from onnxcomp.quant.damage import own_noise, read_power, reader_noise
+from onnxcomp.quant.damage import channel_noise, channel_power, own_noise, read_power, reader_noise
 from onnxcomp.quant.scheme import QScheme
 from onnxcomp.runtime import Session
 
@@ -86,6 +86,8 @@ class ObserverSearch:
     threads: int
     progress: Progress
     _known: dict[tuple[str, Method], float] = field(default_factory=dict)
+    _errors: dict[tuple[str, Method], NDArray[np.float64]] = field(default_factory=dict)
+    _powers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def run(self, choices: Sequence[Method] = CHOICES) -> Found:
         """Returns the observers."""
@@ -145,7 +147,12 @@ class ObserverSearch:
         params = self.bench.params(self.plan, root, method)
         known = channels is not None and len(channels.vectors) > 0
         if channels is not None and known and power is not None and power.size == channels.size:
-            return reader_noise(channels, power, params)
+            key = (point, method)
+            if key not in self._errors:
+                self._errors[key] = channel_noise(channels, params)
+            if point not in self._powers:
+                self._powers[point] = channel_power(channels)
+            return reader_noise(self._errors[key], self._powers[point], power)
         if not isinstance(scheme, QScheme):
             raise TypeError(f"a point without numbers of its own: {root}")
         if (root, method) not in self._known:
