@@ -13,7 +13,7 @@ from onnxcomp.compare import Reference, compare
 from onnxcomp.quant.candidates import key_of
 from onnxcomp.quant.measure import measure_nodes
 from onnxcomp.runtime import Session
-from onnxcomp_passes.quantize.dynamic_writing import FINE, DynamicWriter, Made, Numbers
+from onnxcomp_passes.quantize.dynamic_writing import FINE, DynamicWriter, Made
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onnxcomp.quant.dynamic import Site
     from onnxcomp.quant.measure import NodeTimes
     from onnxcomp.quant.regions import Regions
+    from onnxcomp_passes.quantize.dynamic_numbers import Numbers
 
     Feeds = Mapping[str, np.ndarray]
     Grades = Mapping[Site, int]

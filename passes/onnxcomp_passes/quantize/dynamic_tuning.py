@@ -11,7 +11,7 @@ from onnxcomp.quant.balance import Reader, best_scale, noise, observe_channels
 from onnxcomp.quant.gptq import gptq, per_column
 from onnxcomp.quant.grams import collect_grams, gram_readers
 from onnxcomp.quant.weights import FULL_RANGE, REDUCED_RANGE
-from onnxcomp_passes.quantize.dynamic_writing import Numbers, grid_of, smoothed
+from onnxcomp_passes.quantize.dynamic_numbers import Numbers, grid_of, smoothed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,7 +10,14 @@ import numpy as np
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import attribute, input_at
 from onnxcomp.quant.dynamic import CONTRIB, scaled_bias
-from onnxcomp.quant.weights import FULL_RANGE, REDUCED_RANGE, weight_params
+from onnxcomp.quant.weights import FULL_RANGE, REDUCED_RANGE
+from onnxcomp_passes.quantize.dynamic_numbers import (
+    Numbers,
+    columns_last,
+    gate_scale,
+    grid_of,
+    smoothed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -19,7 +26,6 @@ if TYPE_CHECKING:
 
     from onnxcomp.ir import Edit, Model
     from onnxcomp.quant.dynamic import Site
-    from onnxcomp.quant.scheme import Params
 
 Found = TypeVar("Found")
 
@@ -30,23 +36,6 @@ _ATTRIBUTES = (
 )
 # Where an int8 LSTM takes scale and zero point of the weights of its input and of its state.
 _LSTM_SCALES = {1: 8, 2: 10}
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """How numbers are made.
-
-    Attributes:
-        per_channel: One scale for each column of a weight instead of one for all.
-        reduce_range: Weights of 7 bits.
-        smoothing: What each channel of an activation is divided by before it is rounded.
-        rounded: Numbers of weights that were chosen in another way than to nearest.
-    """
-
-    per_channel: bool = True
-    reduce_range: bool = False
-    smoothing: Mapping[ir.Value, NDArray[np.float32]] = field(default_factory=dict)
-    rounded: Mapping[Site, NDArray[np.int8]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -353,12 +342,12 @@ class DynamicWriter:
         key = (weight, axes)
         levels = np.float32(REDUCED_RANGE if self.numbers.reduce_range else FULL_RANGE)
         scale = self._remembered(
-            (*key, "gates"), lambda: gate_scale(_columns_last(tensor), axes, levels)
+            (*key, "gates"), lambda: gate_scale(columns_last(tensor), axes, levels)
         )
         if key not in self._weights:
 
             def numbers() -> ir.TensorProtocol:
-                rounded = np.rint(_columns_last(tensor) / np.expand_dims(scale, axes))
+                rounded = np.rint(columns_last(tensor) / np.expand_dims(scale, axes))
                 return ir.tensor(np.ascontiguousarray(rounded.astype(np.int8)))
 
             shape = tuple(tensor.shape.numpy())
@@ -381,29 +370,3 @@ class DynamicWriter:
                 self.edit.remove(maker)
             elif value.is_initializer():
                 self.edit.drop_initializer(value)
-
-
-def smoothed(site: Site, numbers: Numbers) -> NDArray[Any]:
-    """Returns the weight of a product for an activation whose channels were divided."""
-    scale = None if site.rank else numbers.smoothing.get(site.source)
-    return site.matrix() if scale is None else site.matrix() * scale[:, None]
-
-
-def grid_of(site: Site, numbers: Numbers) -> Params:
-    """Returns the grid of the weight of a product."""
-    axis = 1 if numbers.per_channel else None
-    return weight_params(smoothed(site, numbers), axis, reduce_range=numbers.reduce_range)
-
-
-def gate_scale(
-    weight: NDArray[Any], axes: tuple[int, ...], levels: np.float32
-) -> NDArray[np.float32]:
-    """Returns the symmetric scales of a weight along the axes that are left."""
-    largest = np.abs(weight).max(axis=axes).astype(np.float32)
-    tiny = np.finfo(np.float32).tiny * levels
-    return np.where(largest > tiny, largest / levels, np.float32(1)).astype(np.float32)
-
-
-def _columns_last(tensor: ir.TensorProtocol) -> NDArray[Any]:
-    """The weight of an LSTM with its columns last."""
-    return np.swapaxes(tensor.numpy(), 1, 2)

@@ -19,9 +19,10 @@ from onnxcomp.quant.dynamic import Sites, find_sites, is_finite, rounded_node
 from onnxcomp.quant.regions import find_regions
 from onnxcomp.runtime import Session
 from onnxcomp.targets.features import saturates
+from onnxcomp_passes.quantize.dynamic_numbers import Numbers
 from onnxcomp_passes.quantize.dynamic_trials import DynamicBench, DynamicPlacement, Recovery
 from onnxcomp_passes.quantize.dynamic_tuning import find_smoothing, round_together
-from onnxcomp_passes.quantize.dynamic_writing import FINE, Numbers
+from onnxcomp_passes.quantize.dynamic_writing import FINE
 from onnxcomp_passes.quantize.opset import find_ranks, obstacle, raise_to
 
 if TYPE_CHECKING:
