@@ -191,6 +191,22 @@ def test_two_bits_are_packed_only_where_the_provider_is_right(columns: int) -> N
     assert np.abs(found - expected).max() < KERNEL * np.abs(expected).max()
 
 
+def test_what_the_provider_leaves_as_two_nodes_is_unpacked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "onnxcomp_passes.quantize.weight_writing.optimized_model",
+        lambda model, **_: model.to_proto(),
+    )
+    result = quantized(MATMUL, format="qdq")
+    assert "WQT103" in codes(result)
+    assert "DequantizeLinear" not in operators(result)
+    assert relative_error(MATMUL, result) < 0.15
+    # Blocks that do not fill the rows cannot be unpacked by a Reshape: the weight stays as it was.
+    odd = MATMUL.replace("64", "70")
+    assert operators(quantized(odd, format="qdq")) == ["MatMul"]
+
+
 def test_each_reader_of_a_shared_weight_has_its_own_tensors() -> None:
     text = """
         g (float[m, 64] x, float[m, 64] z) => (float[m, 96] y, float[m, 96] u)

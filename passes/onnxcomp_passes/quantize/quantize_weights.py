@@ -168,6 +168,7 @@ class QuantizeWeights(Pass):
             kept.write(plan, stored, table)
         if checks:
             kept.check()
+            plans = [plan for plan in plans if plan.site not in kept.left]
         after = before - sum(int(plan.site.tensor.nbytes) for plan in plans)
         self._summarise(ctx, plans, before, after + sum(plan.nbytes for plan in plans))
 

@@ -16,16 +16,22 @@ if TYPE_CHECKING:
     from onnxcomp_passes.quantize.weight_forms import Writer
     from onnxcomp_passes.quantize.weight_packing import Stored
     from onnxcomp_passes.quantize.weight_plans import Plan
+    from onnxcomp_passes.quantize.weight_sites import Site
 
 
 class Weights:
-    """Writes weights; keeps the numbers where they may have to be written in another form."""
+    """Writes weights; keeps the numbers where they may have to be written in another form.
+
+    Attributes:
+        left: Weights that were left in float after all.
+    """
 
     def __init__(self, ctx: Context, writer: Writer, *, memory: bool) -> None:
         self._ctx, self._writer, self._memory = ctx, writer, memory
-        self._mark = ctx.edit.mark()
+        self._mark, self._stats = ctx.edit.mark(), ctx.edit.stats.copy()
         self._done: list[tuple[Plan, Stored, Stored | None]] = []
         self._packed: dict[str, Plan] = {}
+        self.left: set[Site] = set()
 
     def write(self, plan: Plan, stored: Stored, table: Stored | None) -> None:
         """Writes one weight."""
@@ -65,11 +71,13 @@ class Weights:
         if not strays:
             return
         ctx.edit.rollback(self._mark)
+        ctx.edit.stats = self._stats
         done, self._memory = self._done, False
         for plan, stored, table in done:
             if plan.site in strays:
                 ctx.skip("WQT103", plan.site.value, "the provider left it as two nodes")
                 if stored.grid.rows % (plan.scheme.block or stored.grid.rows):
+                    self.left.add(plan.site)
                     continue
                 plan = replace(plan, form="unpacked")
             self.write(plan, stored, table)
