@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
 
 from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import override
 
 from onnxcomp.analysis.channels import Channels
 from onnxcomp.analysis.shapes import Shapes
-from onnxcomp.errors import UserError
+from onnxcomp.errors import SamplesError, UserError
 from onnxcomp.passbase import Pass
+from onnxcomp_passes.prune.support.activity import unit_costs
 from onnxcomp_passes.prune.support.arithmetic import arithmetic
 from onnxcomp_passes.prune.support.criteria import Criterion, scores
 from onnxcomp_passes.prune.support.reconstruction import Reconstruction
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # Halvings of the share that is looked for; finer than a channel of a thousand.
 _STEPS = 12
+_SPREADS: tuple[Spread, ...] = ("uniform", "global")
 
 
 class PruneChannels(Pass):
@@ -68,10 +70,15 @@ class PruneChannels(Pass):
     """Share of the arithmetic to remove; an open batch counts as 1, other open dimensions as 128."""
     parameters: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the weights to remove."""
-    criterion: Criterion = "l2"
-    """What tells how much a channel matters: l1, l2, std, median, scale, random."""
-    spread: Spread = "uniform"
-    """Where channels go: `uniform`, the same share of each group, or `global`, the least anywhere."""
+    criterion: Literal[
+        "auto", "l1", "l2", "std", "median", "scale", "random", "activation", "wanda", "obs"
+    ] = "auto"
+    """What tells how much a channel matters: its own weights (l1, l2, std, median, scale), what it carries on
+    samples (activation), what it carries into the layers that read it (wanda), what those lose when the
+    others make up for it (obs), or nothing (random); `auto` is wanda with samples and l2 without."""
+    spread: Literal["auto", "uniform", "global"] = "auto"
+    """Where channels go: `uniform`, the same share of each group, or `global`, the least anywhere; `auto` is
+    what comes nearer to the original on held-out samples, and uniform without samples."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of its channels that each group keeps at least."""
     multiple: Annotated[int, Field(ge=1)] = 1
@@ -102,22 +109,47 @@ class PruneChannels(Pass):
         if not candidates:
             ctx.skip("PRN101", "model", "no channel may be removed")
             return
-        share = self._share(ctx, shapes, candidates)
+        for spread in self._spreads(ctx, shapes, candidates):
+            self._prune(ctx, shapes, candidates, spread)
+
+    def _spreads(
+        self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate]
+    ) -> list[Spread]:
+        """Tries both ways to spread channels where that is asked for; returns the better one."""
+        if self.spread != "auto":
+            return [self.spread]
+        if ctx.samples is None or not self.reconstruct or len(candidates) == 1:
+            return ["uniform"]
+        reached: dict[Spread, float] = {}
+        for spread in _SPREADS:
+            mark, stats, said = ctx.edit.mark(), ctx.edit.stats.copy(), len(ctx.diagnostics)
+            reached[spread] = self._prune(ctx, shapes, candidates, spread)
+            ctx.edit.rollback(mark)
+            ctx.edit.stats = stats
+            del ctx.diagnostics[said:]
+        return [max(_SPREADS, key=lambda spread: reached[spread])]
+
+    def _prune(
+        self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate], spread: Spread
+    ) -> float:
+        """Removes channels and fits what is left; returns how near that came, in dB."""
+        share = self._share(ctx, shapes, candidates, spread)
         before = ctx.model.copy() if self.reconstruct and ctx.samples is not None else None
-        removal, removed = self._remove(ctx, shapes, candidates, share)
+        removal, removed = self._remove(ctx, shapes, candidates, share, spread)
         ctx.edit.count("channels removed", removed)
         if before is not None and removed:
-            self._fit(ctx, Reconstruction(ctx, before, removal))
-        elif self.reconstruct:
+            return self._fit(ctx, Reconstruction(ctx, before, removal))
+        if self.reconstruct:
             ctx.note(
                 "PRN105", None, "the layers that are left were not fitted: there are no samples"
             )
+        return 0.0
 
-    def _fit(self, ctx: Context, reconstruction: Reconstruction) -> None:
+    def _fit(self, ctx: Context, reconstruction: Reconstruction) -> float:
         first, last = reconstruction.run(self.samples)
         if math.isnan(first):
             ctx.note("PRN105", None, "the layers that are left were not fitted: too few samples")
-            return
+            return 0.0
         fitted = len(reconstruction.fitted)
         if fitted:
             ctx.edit.count("layers fitted", fitted)
@@ -125,10 +157,12 @@ class PruneChannels(Pass):
         else:
             text = f"fitting the layers did not help ({first:.1f} dB before, {last:.1f} dB after)"
         ctx.note("PRN104", None, f"{text}, on held-out samples")
+        return max(first, last)
 
     def _candidates(self, ctx: Context, channels: ChannelMap) -> list[Candidate]:
         found = []
-        for group in channels.groups:
+        observed = self._observed(ctx, channels)
+        for index, group in enumerate(channels.groups):
             names = _names(channels, group)
             if not names:
                 continue
@@ -138,11 +172,28 @@ class PruneChannels(Pass):
             found.append(
                 Candidate(
                     group,
-                    scores(channels, group, self.criterion, self.seed),
+                    observed[index] if index in observed else self._scores(channels, group),
                     least_units(group.units, self.keep, self.multiple),
                 )
             )
         return found
+
+    def _observed(self, ctx: Context, channels: ChannelMap) -> dict[int, Array]:
+        """What units cost on samples, where the criterion asks for that."""
+        name = "wanda" if self.criterion == "auto" and ctx.samples is not None else self.criterion
+        if name != "activation" and name != "wanda" and name != "obs":
+            return {}
+        if ctx.samples is None:
+            raise SamplesError(
+                f"the criterion {name} looks at samples", hint="give --data, or choose l1 or l2"
+            )
+        return unit_costs(ctx, channels, name)
+
+    def _scores(self, channels: ChannelMap, group: Group) -> Array:
+        """What the weights of a group say."""
+        if self.criterion in {"auto", "activation", "wanda", "obs"}:
+            return scores(channels, group, "l2", self.seed)
+        return scores(channels, group, cast("Criterion", self.criterion), self.seed)
 
     def _reason(self, group: Group, names: Sequence[str]) -> str:
         """Returns why a group is left alone."""
@@ -152,7 +203,9 @@ class PruneChannels(Pass):
             return "its name is among those to skip"
         return ""
 
-    def _share(self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate]) -> float:
+    def _share(
+        self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate], spread: Spread
+    ) -> float:
         """Returns the share of channels that reaches the goal."""
         goal = self.flops or self.parameters
         if goal is None:
@@ -162,7 +215,7 @@ class PruneChannels(Pass):
         for _ in range(_STEPS):
             middle = (low + high) / 2
             mark = ctx.edit.mark()
-            self._remove(ctx, shapes, candidates, middle)
+            self._remove(ctx, shapes, candidates, middle, spread)
             reached = 1 - self._size(ctx.model) / before >= goal
             ctx.edit.rollback(mark)
             low, high = (low, middle) if reached else (middle, high)
@@ -183,10 +236,15 @@ class PruneChannels(Pass):
         return total
 
     def _remove(
-        self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate], share: float
+        self,
+        ctx: Context,
+        shapes: ShapeMap,
+        candidates: Sequence[Candidate],
+        share: float,
+        spread: Spread,
     ) -> tuple[Removal, int]:
         removal = Removal(ctx, shapes)
-        chosen: list[Array] = select(candidates, share, self.spread, self.multiple)
+        chosen: list[Array] = select(candidates, share, spread, self.multiple)
         for candidate, dead in zip(candidates, chosen, strict=True):
             if dead.any():
                 removal.drop(candidate.group, dead)
