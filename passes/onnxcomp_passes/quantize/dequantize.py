@@ -66,7 +66,10 @@ class Dequantize(Pass):
         for node in list(ctx.model.nodes()):
             if node.op_type == "DequantizeLinear" and node.graph is not None:
                 _replace(ctx, twins, node)
-        reasons |= _lower(ctx, twins)  # where Q/DQ stood between a product and its scales
+        if ctx.edit.changed:
+            # Where Q/DQ stood between a product and its scales, nothing does now.
+            EliminateDead().run(ctx)
+            reasons |= _lower(ctx, Twins(ctx, {}, self.clip))
         if "stored" in found.forms:
             _expand(ctx)
         if ctx.edit.changed:

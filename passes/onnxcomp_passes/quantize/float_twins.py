@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcomp.ir.backend import ir
-from onnxcomp.ir.ops import array, attribute, constant, input_at, is_op, standard_op
+from onnxcomp.ir.ops import array, attribute, constant, input_at, is_op
 from onnxcomp.quant.stored import dequantized
 
 if TYPE_CHECKING:
@@ -31,10 +31,12 @@ _NEVER_NEGATIVE = (
     "Softplus", "Sqrt",
 )  # fmt: skip
 _KEEPS_SIGN = (
-    "AveragePool", "Concat", "Dropout", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "Identity",
+    "AveragePool", "Dropout", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "Identity",
     "MaxPool", "ReduceMax", "ReduceMean", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze",
 )  # fmt: skip
-_DEEPEST = 32
+_OF_ALL = ("Add", "Concat", "Div", "Max", "Min", "Mul", "Sum")
+# Two readers of one value double the paths; this bounds them.
+_DEEPEST = 10
 _RELU6 = 6.0
 
 
@@ -302,6 +304,8 @@ def is_positive(value: ir.Value, depth: int = 0) -> bool:
         return found is not None and bool((found >= 0).all())
     if is_op(node, *_NEVER_NEGATIVE):
         return True
+    if is_op(node, "DynamicQuantizeLinear"):
+        return True  # a scale, or whole numbers without sign
     if is_op(node, "Clip"):
         low = array(input_at(node, 1), limit=1)
         given = float(low.reshape(-1)[0]) if low is not None and low.size else None
@@ -311,7 +315,7 @@ def is_positive(value: ir.Value, depth: int = 0) -> bool:
     if is_op(node, "DequantizeLinear"):
         limits = _limits(grid_of(node), node.inputs[0] or value)
         return limits is not None and limits[0] >= 0
-    if depth >= _DEEPEST or not is_op(node, *_KEEPS_SIGN):
+    if depth >= _DEEPEST or not is_op(node, *_KEEPS_SIGN, *_OF_ALL):
         return False
-    carried = node.inputs if standard_op(node) == "Concat" else node.inputs[:1]
+    carried = node.inputs if is_op(node, *_OF_ALL) else node.inputs[:1]
     return all(read is not None and is_positive(read, depth + 1) for read in carried)
