@@ -106,7 +106,7 @@ def _nncf(model: Path, out: Path, **options: Any) -> None:
 
     found = nncf.compress_weights(
         _raised(model), mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=BLOCK, ratio=1.0,
-        all_layers=True, **options,
+        all_layers=True, ignored_scope=nncf.IgnoredScope(types=["Gather"]), **options,
     )  # fmt: skip
     onnx.save(found, str(out))
 
@@ -193,10 +193,13 @@ def simplified(bundle: Bundle, python: str, folder: Path) -> Path:
     return out
 
 
-def ours(bundle: Bundle, model: Path, python: str, folder: Path) -> list[Made]:
+def ours(
+    bundle: Bundle, model: Path, python: str, folder: Path, methods: Sequence[str]
+) -> list[Made]:
     """What our own methods make."""
     made = []
-    for method, options in OURS.items():
+    for method in methods:
+        options = OURS[method]
         out = folder / f"{bundle.name}-{method.replace(' ', '_')}.onnx"
         full = [*options, str(bundle.calibration)] if options[-1] == "--data" else options
         command = onnxcomp_command(
@@ -210,10 +213,12 @@ def ours(bundle: Bundle, model: Path, python: str, folder: Path) -> list[Made]:
     return made
 
 
-def theirs(bundle: Bundle, model: Path, pythons: Sequence[str], folder: Path) -> list[Made]:
+def theirs(
+    bundle: Bundle, model: Path, pythons: Sequence[str], folder: Path, methods: Sequence[str]
+) -> list[Made]:
     """What the peers make, each in the first interpreter in which it works."""
     made = []
-    for method in PEERS:
+    for method in methods:
         out = folder / f"{bundle.name}-{method.replace(' ', '_')}.onnx"
         reason = ""
         for python in pythons:
@@ -245,8 +250,13 @@ def rows(bundle: Bundle, model: Path, made: Sequence[Made], rounds: int) -> list
     base = bundle.score(reference)
     matrices, total = matrix_bytes(model)
     found = []
-    for each in made:
-        outputs = bundle.outputs(each.path)
+    for each in list(made):
+        try:
+            outputs = bundle.outputs(each.path)
+        except Exception as error:  # noqa: BLE001  (what a peer made may fail in any way)
+            note = f"does not run: {str(error)[-120:]}"
+            found.append({"model": bundle.name, "method": each.method, "note": note})
+            continue
         score = bundle.score(outputs)
         near = fidelity(outputs, reference)
         primary = bundle.primary
@@ -263,7 +273,8 @@ def rows(bundle: Bundle, model: Path, made: Sequence[Made], rounds: int) -> list
                 "seconds": each.seconds,
             }
         )
-    _add_times(bundle, model, made, found, rounds)
+    good = {row["method"] for row in found if "score" in row}
+    _add_times(bundle, model, [each for each in made if each.method in good], found, rounds)
     float_row = {"model": bundle.name, "method": "float", "matrices": 1.0, "file": 1.0}
     return [{**float_row, "score": base[bundle.primary], "score / float": 1.0}, *found]
 
@@ -279,6 +290,8 @@ def _add_times(
         sessions = {name: (open_session(path), feeds) for name, path in paths.items()}
         times = interleaved_latency(sessions, rounds=rounds)
         for row in found:
+            if row["method"] not in times:
+                continue
             name = "time, 1 row" if length == 1 else f"time, {length} rows"
             row[name] = ratio(times[row["method"]], times["float"])[0]
 
@@ -291,6 +304,7 @@ def main() -> None:
     made.add_argument("--models", nargs="+", default=["minilm", "decoder"], help="which of them")
     made.add_argument("--python", default=sys.executable, help="interpreter that has onnxcomp")
     made.add_argument("--peer-python", nargs="+", default=[sys.executable], help="that have peers")
+    made.add_argument("--methods", nargs="+", default=[*OURS, *PEERS], help="only these")
     made.add_argument("--rounds", type=int, default=11)
     made.add_argument("--output", type=Path, default=RESULTS / "weights.json")
     options = made.parse_args()
@@ -301,8 +315,10 @@ def main() -> None:
             say(bundle.name)
             folder = Path(name)
             model = simplified(bundle, options.python, folder)
-            everything = ours(bundle, model, options.python, folder)
-            everything += theirs(bundle, model, options.peer_python, folder)
+            own = [method for method in options.methods if method in OURS]
+            others = [method for method in options.methods if method in PEERS]
+            everything = ours(bundle, model, options.python, folder, own)
+            everything += theirs(bundle, model, options.peer_python, folder, others)
             table += rows(bundle, model, everything, options.rounds)
             write_results(options.output, "Weights in 4 bits, blocks of 32", table, COLUMNS)
 
