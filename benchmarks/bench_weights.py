@@ -249,8 +249,8 @@ def rows(bundle: Bundle, model: Path, made: Sequence[Made], rounds: int) -> list
     reference = bundle.outputs(model)
     base = bundle.score(reference)
     matrices, total = matrix_bytes(model)
-    found = []
-    for each in list(made):
+    found: list[Row] = []
+    for each in made:
         try:
             outputs = bundle.outputs(each.path)
         except Exception as error:  # noqa: BLE001  (what a peer made may fail in any way)
