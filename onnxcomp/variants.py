@@ -24,6 +24,7 @@ DYNAMIC = "dynamic int8"
 # Bytes of tables below which their form does not matter.
 _NOTABLE_TABLES = 1 << 16
 _NOTABLE_SHARE = 0.03
+_NOTABLE_MATRICES = 0.3
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Variant:
         operators: It is tried where the model has one of these; on all models when there are none.
         is_static: Whether nodes that hurt can be given back to float, and rounding be repaired.
         after: Label of the variant that has to miss the limit for this one to be tried.
+        share: Part of the weights that those operators have to read.
     """
 
     label: str
@@ -43,10 +45,16 @@ class Variant:
     operators: frozenset[str] = field(default_factory=frozenset)
     is_static: bool = False
     after: str = ""
+    share: float = 0.0
 
     def suits(self, model: Model) -> bool:
         """Whether it can do anything for a model."""
-        return not self.operators or any(node.op_type in self.operators for node in model.nodes())
+        if not self.operators:
+            return True
+        readers = [node for node in model.nodes() if node.op_type in self.operators]
+        weights = {value for node in readers for value in node.inputs}
+        sizes = (int(v.nbytes) for value in weights if (v := constant(value)) is not None)
+        return bool(readers) and sum(sizes) >= self.share * model.nbytes
 
     def without(self, names: tuple[str, ...]) -> Variant:
         """Returns the variant that quantizes everything except some nodes, without measuring again."""
@@ -71,7 +79,8 @@ def variants(target: Target, *, batch: int, prefer: Prefer, contrib: bool) -> It
     if target.provider == "cpu":
         yield from _dynamic(batch, contrib=contrib)
     if _does(target, "int4", "weights"):
-        yield Variant("weights in 4 bits", (("quantize-weights", {"bits": 4}),), MATRICES)
+        step = ("quantize-weights", {"bits": 4})
+        yield Variant("weights in 4 bits", (step,), MATRICES, share=_NOTABLE_MATRICES)
     if prefer == "size":
         yield Variant("weights in 8 bits", (("quantize-weights", {"bits": 8}),))
 
