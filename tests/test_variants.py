@@ -32,7 +32,7 @@ def test_what_is_tried_depends_on_the_operators() -> None:
     assert labels(CONV) == static
     assert labels(CELL) == [*static, *dynamic]
     assert labels(PRODUCT) == [*static, *dynamic, "weights in 4 bits"]
-    mostly_conv = """g (float[1, 4, 8, 8] x) => (float y) <float[64, 4, 3, 3] w, float[8, 8] v> {
+    mostly_conv = """g (float[1, 4, 8, 8] x) => (float y) <float[64, 4, 3, 3] w, float[6, 6] v> {
         a = Conv (x, w) y = MatMul (a, v) }"""
     assert "weights in 4 bits" not in labels(mostly_conv)
     assert labels(CONV, prefer="size") == [*static, "weights in 8 bits"]
