@@ -239,7 +239,7 @@ def twice(view: View) -> Iterator[Finding]:
         if standard_op(between) in {"Relu", "Clip"}:
             behind = view.quantizer_behind(between.outputs[0])
         grid = None if behind is None else view.grid(behind)
-        if grid is None or not _is_made_by_kernel(view, first):
+        if grid is None or not _is_made_by_kernel(view, first) or _must_stay(view, first, between):
             continue
         useful = redundant(between, grid) or _grid_from_zero(between, grid) is not None
         yield finding(
@@ -247,6 +247,14 @@ def twice(view: View) -> Iterator[Finding]:
             f"quantized in front of a {between.op_type} and behind it: rounded twice, and one conversion more",
             partial(bypass, view.model.opset, readers[0]) if useful else None,
         )
+
+
+def _must_stay(view: View, quantizer: ir.Node, between: ir.Node) -> bool:
+    """Whether the target takes no Relu or Clip between what makes the value and its Q."""
+    value = quantizer.inputs[0]
+    maker = None if value is None else value.producer()
+    family = None if maker is None else view.target.family_of(standard_op(maker))
+    return family is not None and between.op_type not in view.target.absorbed_behind(family)
 
 
 def _is_made_by_kernel(view: View, quantizer: ir.Node) -> bool:

@@ -524,3 +524,19 @@ def test_what_is_mended_stays_as_it_is(case: Case) -> None:
     once = Pipeline((step,)).run(model(case.bad))
     again = Pipeline((step,)).run(once.model)
     assert not again.changed, again.diagnostics
+
+
+def test_a_relu_that_the_target_takes_behind_a_conv_only_keeps_its_q_behind_an_add() -> None:
+    text = image(
+        "float[1, 8, 6, 6] other, float s = {0.02}, uint8 z = {128}, uint8 zero = {0}",
+        """
+        xq = QuantizeLinear (x, s, z) xd = DequantizeLinear (xq, s, z)
+        oq = QuantizeLinear (other, s, z) od = DequantizeLinear (oq, s, z)
+        c = Add (xd, od)
+        cq = QuantizeLinear (c, s, z) cd = DequantizeLinear (cq, s, z)
+        a = Relu (cd)
+        yq = QuantizeLinear (a, s, zero) y = DequantizeLinear (yq, s, zero)
+        """,
+    )
+    assert "LNT203" in {found.code for found in lint(model(text), target="cpu").findings}
+    assert "LNT203" not in {found.code for found in lint(model(text), target="qnn").findings}
