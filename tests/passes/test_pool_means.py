@@ -14,13 +14,13 @@ def test_a_mean_over_an_image_becomes_a_pool() -> None:
     assert_rewrites(
         PoolMeans(),
         before="""
-        g (float[N, 8, 5, 6] x) => (float[N, 8, 1, 1] y) <int64[2] axes = {-1, 2}> {
-          a = Relu (x)
+        g (float[N, 8, 5, 6] x) => (float[N, 8, 1, 1] y) <float[8, 8, 1, 1] w, int64[2] axes = {-1, 2}> {
+          c = Conv (x, w) a = Relu (c)
           y = ReduceMean (a, axes)
         }""",
         after="""
-        g (float[N, 8, 5, 6] x) => (float[N, 8, 1, 1] y) {
-          a = Relu (x)
+        g (float[N, 8, 5, 6] x) => (float[N, 8, 1, 1] y) <float[8, 8, 1, 1] w> {
+          c = Conv (x, w) a = Relu (c)
           y = GlobalAveragePool (a)
         }""",
     )
@@ -31,11 +31,11 @@ def test_dimensions_that_go_are_squeezed() -> None:
         PoolMeans(),
         before="""
         g (float[N, 8, L] x) => (float[N, 8] y) <int64[1] axes = {2}> {
-          y = ReduceMean <keepdims = 0> (x, axes)
+          m = MaxPool <kernel_shape = [1]> (x) y = ReduceMean <keepdims = 0> (m, axes)
         }""",
         after="""
         g (float[N, 8, L] x) => (float[N, 8] y) <int64[1] axes = {2}> {
-          p = GlobalAveragePool (x)
+          m = MaxPool <kernel_shape = [1]> (x) p = GlobalAveragePool (m)
           y = Squeeze (p, axes)
         }""",
     )
@@ -48,7 +48,7 @@ def test_axes_as_attributes(opset: int, keepdims: int) -> None:
         PoolMeans(),
         f"""<ir_version: 7, opset_import: ["" : {opset}]>
         g (float[2, 4, 3, 5] x) => (float[{"2, 4, 1, 1" if keepdims else "2, 4"}] y) {{
-          y = ReduceMean <axes = [2, 3], keepdims = {keepdims}> (x)
+          m = MaxPool <kernel_shape = [1, 1]> (x) y = ReduceMean <axes = [2, 3], keepdims = {keepdims}> (m)
         }}""",
         rtol=1e-5,
         atol=1e-6,
@@ -59,15 +59,17 @@ def test_axes_as_attributes(opset: int, keepdims: int) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "g (float[2, 4, 5] x, int64[1] axes) => (float[2, 4, 1] y) { y = ReduceMean (x, axes) }",
-        "g (float[2, 4, 5] x) => (float[1, 1, 1] y) { y = ReduceMean (x) }",
-        "g (float[2, 4, 5] x) => (float[2, 1, 5] y) <int64[1] a = {1}> { y = ReduceMean (x, a) }",
-        "g (float[2, 4, 5, 5] x) => (float[2, 4, 1, 5] y) <int64[1] a = {2}> { y = ReduceMean (x, a) }",
+        "g (float[2, 4, 5] x) => (float[2, 4, 1] y) <int64[1] a = {2}> { y = ReduceMean (x, a) }",
+        "g (float[2, 4, 5] x, int64[1] axes) => (float[2, 4, 1] y) { m = MaxPool <kernel_shape = [1]> (x) y = ReduceMean (m, axes) }",
+        "g (float[2, 4, 5] x) => (float[1, 1, 1] y) { m = MaxPool <kernel_shape = [1]> (x) y = ReduceMean (m) }",
+        "g (float[2, 4, 5] x) => (float[2, 1, 5] y) <int64[1] a = {1}> { m = MaxPool <kernel_shape = [1]> (x) y = ReduceMean (m, a) }",
+        "g (float[2, 4, 5, 5] x) => (float[2, 4, 1, 5] y) <int64[1] a = {2}> { m = MaxPool <kernel_shape = [1, 1]> (x) y = ReduceMean (m, a) }",
         "g (float[2, 5] x) => (float[2, 1] y) <int64[1] a = {1}> { y = ReduceMean (x, a) }",
         "g (double[2, 4, 5] x) => (double[2, 4, 1] y) <int64[1] a = {2}> { y = ReduceMean (x, a) }",
         "g (float[2, 4, 5] x) => (float[2, 4, 1] y) <int64[1] a = {2}> { y = ReduceMax (x, a) }",
     ],
     ids=[
+        "no image in front",
         "axes come in",
         "all axes",
         "channels",
@@ -95,7 +97,8 @@ def test_numbers_stay(shape: list[int], keepdims: int, negative: bool) -> None:
     assert_holds(
         PoolMeans(),
         f"""g (float[{sizes}] x) => (float[{result}] y) <int64[{len(axes)}] axes = {{{numbers}}}> {{
-          y = ReduceMean <keepdims = {keepdims}> (x, axes)
+          m = MaxPool <kernel_shape = [{", ".join("1" * (rank - 2))}]> (x)
+          y = ReduceMean <keepdims = {keepdims}> (m, axes)
         }}""",
         rtol=1e-5,
         atol=1e-6,

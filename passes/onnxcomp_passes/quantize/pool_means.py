@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import array, attribute, input_at, is_interface, is_op
+from onnxcomp.ir.ops import array, attribute, input_at, is_interface, is_op, standard_op
 from onnxcomp.passbase import Context, Pass
 
 if TYPE_CHECKING:
@@ -21,13 +21,21 @@ _SQUEEZE_AXES_ARE_INPUTS = 13
 # N, C and at least one more.
 _FEWEST_DIMENSIONS, _MOST_DIMENSIONS = 3, 5
 _MOST_AXES = 8
+_IMAGE_MAKERS = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "QLinearConv"})
+# What leaves an image an image, and how many of them are followed.
+_SEEN_THROUGH = frozenset(
+    {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Elu", "PRelu"}
+    | {"Add", "Mul", "Sub", "Concat", "BatchNormalization", "Gelu"}
+)
+_MOST_STEPS = 16
 
 
 class PoolMeans(Pass):
     """Turns a ReduceMean over all of an image into a GlobalAveragePool.
 
     They are the same number, but the pool works on int8 and on the channel blocks in which convolutions
-    leave their results, and the mean does neither.
+    leave their results, and the mean does neither. Means of what no convolution or pool made (those of
+    layer normalizations) stay.
 
         y = ReduceMean<axes = [2, 3], keepdims = 0>(x)     y = Squeeze<axes = [2, 3]>(GlobalAveragePool(x))
     """
@@ -50,6 +58,8 @@ class PoolMeans(Pass):
 def _image_axes(node: ir.Node, opset: int, shapes: ShapeMap) -> tuple[int, ...]:
     """The axes of a mean if they are all those of an image; none otherwise."""
     rank = shapes.rank(node.inputs[0])
+    if not _is_image(node.inputs[0]):
+        return ()
     if rank is None or not _FEWEST_DIMENSIONS <= rank <= _MOST_DIMENSIONS:
         return ()
     if shapes.dtype(node.inputs[0]) != ir.DataType.FLOAT:
@@ -61,6 +71,20 @@ def _image_axes(node: ir.Node, opset: int, shapes: ShapeMap) -> tuple[int, ...]:
         axes = attribute(node, "axes", ())
     images = tuple(range(2, rank))
     return images if sorted(int(axis) % rank for axis in axes) == list(images) else ()
+
+
+def _is_image(value: ir.Value | None) -> bool:
+    """Whether a value comes from a convolution or a pool."""
+    for _ in range(_MOST_STEPS):
+        maker = None if value is None else value.producer()
+        kind = None if maker is None else standard_op(maker)
+        if kind in _IMAGE_MAKERS:
+            return True
+        if maker is None or kind not in _SEEN_THROUGH:
+            return False
+        made = [v for v in maker.inputs if v is not None and v.producer() is not None]
+        value = next(iter(made), None)
+    return False
 
 
 def _pool(ctx: Context, node: ir.Node, axes: tuple[int, ...]) -> None:
