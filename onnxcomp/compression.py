@@ -11,7 +11,8 @@ from onnxcomp.ir import Model
 from onnxcomp.metrics import Fidelity, UserMetric, find_metric
 from onnxcomp.passbase import QUIET
 from onnxcomp.samples import Samples, load_samples
-from onnxcomp.search import NOISE, Search, SearchOptions
+from onnxcomp.search import NOISE, Search
+from onnxcomp.trials import SearchOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from onnxcomp.metrics import Metric
     from onnxcomp.passbase import Progress
     from onnxcomp.report import Report
-    from onnxcomp.search import Trial
+    from onnxcomp.trials import Trial
     from onnxcomp.variants import Prefer
 
 

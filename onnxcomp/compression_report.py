@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnxcomp.diagnostics import Diagnostic
     from onnxcomp.report import ModelRow
     from onnxcomp.samples import Samples
-    from onnxcomp.search import SearchOptions, Trial
+    from onnxcomp.trials import SearchOptions, Trial
 
 
 def compress_report(

@@ -22,6 +22,7 @@ from onnxcomp.recipe import make
 from onnxcomp.runtime import Session
 from onnxcomp.stages import stage
 from onnxcomp.targets import load_target
+from onnxcomp.trials import SearchOptions, Trial
 from onnxcomp.variants import REPAIRS, REST, TABLES, has_tables, variants
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxcomp.analysis.sensitivity import NodeDamage
-    from onnxcomp.bench import Benchmark, Timing
+    from onnxcomp.bench import Benchmark
     from onnxcomp.ir import Model
     from onnxcomp.metrics import Metric, Score
     from onnxcomp.passbase import Outcome, Progress, Task
     from onnxcomp.samples import Samples
-    from onnxcomp.variants import Prefer, Step, Variant
+    from onnxcomp.variants import Step, Variant
 
 # A model that is this much slower than another one may only look so.
 NOISE = 0.02
@@ -45,67 +46,6 @@ GIVEN_BACK = (0.3, 0.6, 0.85, 0.97)
 DAMAGE_SECONDS = 30.0
 NOISE_SAMPLES = 8
 LATENCY_SAMPLES = 4
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One candidate and how it did.
-
-    Attributes:
-        label: What was tried.
-        pipeline: The passes, as text.
-        model: The model they made.
-        outcomes: What each pass did.
-        score: The metric on held-out samples.
-        drop: How much worse that is than the original.
-        timing: Latency relative to the original, None when it was not worth measuring.
-        rejected: Why it was not taken, empty for one that could be.
-    """
-
-    label: str
-    pipeline: str
-    model: Model
-    outcomes: tuple[Outcome, ...]
-    score: Score
-    drop: float
-    timing: Timing | None = None
-    rejected: str = ""
-
-    @property
-    def ratio(self) -> float:
-        """Time relative to the original; infinite when it was not measured."""
-        return self.timing.ratio.median if self.timing else float("inf")
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """How to search.
-
-    Attributes:
-        target: Where the model will run.
-        provider: Execution provider to measure with.
-        max_drop: How much worse the metric may get, relative to the original.
-        threads: Threads of one operator, in measurements and in the search.
-        trials: How many quantized candidates may be built.
-        seconds: Time for the final latency measurement.
-        seed: Seed of everything random.
-        memory: Whether to measure peak memory as well.
-        batch: Samples that one run takes where the model is deployed.
-        prefer: Whether the fastest candidate is chosen, or the smallest one that is not slower.
-        contrib: Whether operators that only onnxruntime knows are allowed.
-    """
-
-    target: str = "cpu"
-    provider: str = "cpu"
-    max_drop: float = 0.01
-    threads: int = 1
-    trials: int = 8
-    seconds: float = 6.0
-    seed: int = 0
-    memory: bool = True
-    batch: int = 1
-    prefer: Prefer = "speed"
-    contrib: bool = False
 
 
 @dataclass
@@ -120,6 +60,8 @@ class Search:
     progress: Progress
     trials: list[Trial] = field(default_factory=list)
     notes: list[Diagnostic] = field(default_factory=list)
+    _prepared: Trial | None = None
+    _static: set[str] = field(default_factory=set)
 
     def __enter__(self) -> Search:
         self.session = Session.open(
@@ -148,6 +90,7 @@ class Search:
                 self.trials.append(trial)
                 task.advance()
         self._measure()
+        self._polish()
 
     def _simplify(self) -> Trial:
         feeds = [self.held_out.first()]
@@ -166,7 +109,7 @@ class Search:
 
     def _quantized(self, simplified: Trial) -> Iterator[Trial]:
         """Yields quantized candidates: all variants, then repairs of the best one where none is good enough."""
-        prepared = self._prepare(simplified)
+        prepared = self._prepared = self._prepare(simplified)
         options = self.options
         built: dict[str, Variant] = {}
         trials: list[Trial] = []
@@ -186,12 +129,15 @@ class Search:
                 trials.append(made)
                 yield made
         static = [trial for trial in trials if built[trial.label].is_static]
+        self._static |= {trial.label for trial in static}
         if static and all(trial.rejected for trial in static):
             best = min(static, key=lambda trial: trial.drop)
             for made in self._repaired(prepared, best, built[best.label], len(trials)):
                 trials.append(made)
                 yield made
-        yield from self._smaller(trials)
+        for made in self._smaller(trials):
+            self._static |= {made.label for label in self._static if made.label.startswith(label)}
+            yield made
 
     def _repaired(
         self, prepared: Trial, best: Trial, variant: Variant, built: int
@@ -217,6 +163,16 @@ class Search:
             yield made
             if not made.rejected:
                 return
+
+    def _polish(self) -> None:
+        """Repairs the rounding of the candidate that would be chosen; that takes no time when it runs."""
+        chosen = self.choose()
+        if self._prepared is None or chosen.label not in self._static:
+            return
+        label = f"{chosen.label}, repaired"
+        made = self._continued(chosen, label, REPAIRS, self._prepared.model)
+        if made is not None:
+            self.trials.append(dataclasses.replace(made, timing=chosen.timing))
 
     def _smaller(self, trials: Sequence[Trial]) -> Iterator[Trial]:
         """Stores tables of good candidates in fewer bits, and for size all other weights too."""

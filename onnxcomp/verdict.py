@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onnxcomp.ir import Model
-    from onnxcomp.search import Trial
+    from onnxcomp.trials import Trial
 
 
 def explained(chosen: Trial, trials: Sequence[Trial]) -> list[Diagnostic]:

@@ -16,7 +16,8 @@ from onnxcomp.bench import Spread, Timing
 from onnxcomp.errors import RuntimeUnavailableError, SamplesError
 from onnxcomp.ir import Model
 from onnxcomp.metrics import Score
-from onnxcomp.search import Search, SearchOptions, Trial
+from onnxcomp.search import Search
+from onnxcomp.trials import SearchOptions, Trial
 from onnxcomp.verdict import conversions, explained
 
 if TYPE_CHECKING:
