@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcomp_passes.simplify.batch_gates import BatchGates
@@ -103,6 +103,7 @@ def test_of_gates_that_wait_for_each_other_crosswise_one_group_is_made() -> None
     assert left.count("Split") >= 1
 
 
+@settings(deadline=None)
 @given(
     count=st.integers(2, 5),
     waits=st.lists(st.integers(0, 4), min_size=5, max_size=5),
