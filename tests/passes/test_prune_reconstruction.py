@@ -145,3 +145,72 @@ def test_what_cannot_get_nearer_stays() -> None:
         rows = rng.normal(size=(1, 30, 4))
         sums.add(rows, rows @ weight)
     assert best_fit(fitted, judged, weight, None) is None
+
+
+LINEAR = """
+    g (float[N, 16] x) => (y) <float[16, 32] w0, float[32] b0, float[32, 8] w, float[{bias}] b> {{
+      c = Gemm (x, w0, b0)
+      r = Relu (c)
+      {last}
+    }}"""
+
+
+@pytest.mark.parametrize("last", ["m = MatMul (r, w) y = Add (m, b)", "y = Gemm (r, w, b)"])
+@pytest.mark.parametrize("bias", ["8", "1", "1, 8", "1, 1", "8, 1", "1, 1, 1", "1, 1, 8"])
+def test_a_bias_of_any_form_stays_one(bias: str, last: str) -> None:
+    if "Gemm" in last and bias.count(",") == 2:
+        pytest.skip("Gemm takes no such bias")
+    text = LINEAR.format(bias=bias, last=last)
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(1, 1, (8, 16)).astype("f4")} for _ in range(16)]
+    result = Pipeline((PruneChannels(ratio=0.5),)).run(model(text), samples=feeds, threads=1)
+    (note,) = notes(result, "PRN104")
+    assert note.startswith("1 layers fitted: ")
+    with Session.open(model(text)) as before, Session.open(result.model) as after:
+        assert before.run(feeds[0])["y"].shape == after.run(feeds[0])["y"].shape
+    if bias == "8, 1":  # one number for each row, not for each output
+        fresh = Pipeline(()).run(model(text)).model.graph.initializers["b"]
+        left = result.model.graph.initializers["b"]
+        assert left.const_value == fresh.const_value or np.array_equal(
+            np.asarray(left.const_value), np.asarray(fresh.const_value)
+        )
+
+
+def test_sequences_between_layers_leave_the_weights_as_they_are() -> None:
+    text = """
+        g (float[8, 16] x) => (y) <float[16, 32] w0, float[32] b0, float[32, 8] w, int64 i = {0}> {
+          s = SequenceConstruct (x)
+          c = Gemm (x, w0, b0)
+          r = Relu (c)
+          m = Gemm (r, w)
+          q = SequenceAt (s, i)
+          t = ReduceSum (q)
+          y = Add (m, t)
+        }"""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(1, 1, (8, 16)).astype("f4")} for _ in range(16)]
+    result = Pipeline((PruneChannels(ratio=0.5),)).run(model(text), samples=feeds, threads=1)
+    assert "no tensor" in notes(result, "PRN105")[0]
+    assert (16, 16) in shapes(result)
+
+
+@pytest.mark.parametrize(
+    ("more", "count"),
+    [("", 2), ("f = Relu (k) z = Gemm (f, v, x)", 1)],
+)
+def test_weights_of_constant_nodes_and_layers_that_read_a_constant(more: str, count: int) -> None:
+    numbers = ", ".join(str(index % 7 - 3) for index in range(64))
+    text = f"""
+        g (float[8, 8] x) => (y{", z" if more else ""})
+        <float[8, 32] w0, float[32] b0, float[32, 8] w1, float[8, 5] k, float[5, 8] v> {{
+          c = Gemm (x, w0, b0)
+          r = Relu (c)
+          q = MatMul (r, w1)
+          w = Constant <value = float[8, 8] {{{numbers}}}> ()
+          y = MatMul (q, w)
+          {more}
+        }}"""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(1, 1, (8, 8)).astype("f4")} for _ in range(16)]
+    result = Pipeline((PruneChannels(ratio=0.5),)).run(model(text), samples=feeds, threads=1)
+    assert notes(result, "PRN104")[0].startswith(f"{count} layers fitted: ")

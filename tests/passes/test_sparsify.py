@@ -195,3 +195,99 @@ def test_shares_reach_the_goal_together() -> None:
     found = shares(weights, grams, 0.5)
     assert found["peaked"] > 0.6 > 0.4 > found["flat"]
     assert sum(found.values()) / 2 == pytest.approx(0.5, abs=0.03)
+
+
+LINEAR = (
+    "g (float[{x}] x) => (y) <float[{w}] w, float[{b}] b> {{ m = MatMul ({of}) y = Add (m, b) }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "b", "of"),
+    [
+        ("2, 16", "16, 8", "1, 1, 8", "x, w"),
+        ("16, 5", "8, 16", "8, 1", "w, x"),
+        ("16, 8", "8, 16", "8", "w, x"),
+        ("2, 3, 16", "2, 16, 8", "1", "x, w"),
+        ("8, 16", "16, 8", "8, 1", "x, w"),
+    ],
+)
+def test_only_a_bias_of_the_outputs_is_moved_and_keeps_its_rank(
+    x: str, w: str, b: str, of: str
+) -> None:
+    text = LINEAR.format(x=x, w=w, b=b, of=of)
+    shape = tuple(int(size) for size in x.split(","))
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(1, 1, shape).astype("f4")} for _ in range(16)]
+    step = Sparsify(method="magnitude" if b == "1, 1, 8" else "sparsegpt", spread="uniform")
+    for each in (step, Sparsify(method="wanda", spread="uniform")):
+        result = Pipeline((each,)).run(model(text), samples=feeds, threads=1)
+        with Session.open(model(text)) as before, Session.open(result.model) as after:
+            assert before.run(feeds[0])["y"].shape == after.run(feeds[0])["y"].shape
+        moved = weights(result)["b"]
+        if b != "1, 1, 8":
+            fresh = weights(Pipeline(()).run(model(text)))["b"]
+            np.testing.assert_array_equal(moved, fresh)
+
+
+def test_what_a_gemm_multiplies_a_bias_with_is_not_ignored() -> None:
+    text = """
+        g (float[2, 16] x) => (y) <float[16, 8] w, float[8] b> { y = Gemm <beta = 0.5> (x, w, b) }"""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(1, 1, (2, 16)).astype("f4")} for _ in range(16)]
+    result = Pipeline((Sparsify(),)).run(model(text), samples=feeds, threads=1)
+    np.testing.assert_array_equal(weights(result)["b"], weights(Pipeline(()).run(model(text)))["b"])
+
+
+def test_recurrent_weights_are_no_bias() -> None:
+    text = """
+        g (float[3, 1, 32] x) => (y) <float[1, 4, 32] w, float[1, 4, 1] r> {
+          y = LSTM <hidden_size = 1> (x, w, r)
+        }"""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(1, 1, (3, 1, 32)).astype("f4")} for _ in range(16)]
+    result = Pipeline((Sparsify(),)).run(model(text), samples=feeds, threads=1)
+    assert weights(result)["r"].shape == (1, 4, 1)
+    assert np.mean(weights(result)["w"] == 0) == pytest.approx(0.5)
+
+
+def test_a_weight_of_a_constant_node() -> None:
+    numbers = ", ".join(str(index % 7 + 1) for index in range(64))
+    text = f"""
+        g (float[2, 8] x) => (y) {{
+          w = Constant <value = float[8, 8] {{{numbers}}}> ()
+          y = MatMul (x, w)
+        }}"""
+    for feeds in (None, [{"x": np.full((2, 8), i, "f4")} for i in range(8)]):
+        result = Pipeline((Sparsify(),)).run(model(text), samples=feeds, threads=1)
+        (found,) = weights(result).values()
+        assert np.mean(found == 0) == pytest.approx(0.5)
+        assert [node.op_type for node in result.model.graph] == ["MatMul"]
+
+
+@pytest.mark.parametrize("pattern", ["", "2:4", "4x1"])
+def test_a_layer_that_reads_nothing_but_zeros(pattern: str) -> None:
+    text = "g (float[2, 16] x) => (y) <float[16, 8] w> { y = MatMul (x, w) }"
+    feeds = [{"x": np.zeros((2, 16), "f4")} for _ in range(8)]
+    result = Pipeline((Sparsify(pattern=pattern),)).run(model(text), samples=feeds, threads=1)
+    assert np.isfinite(weights(result)["w"]).all()
+
+
+def test_a_layer_that_held_out_samples_do_not_reach_stays() -> None:
+    text = """
+        g (float[4, 16] x) => (y, q)
+        <float[16, 8] w, float[16, 8] v, int64[1] last = {1}, float high = {90.0}> {
+          c = ReduceMax <keepdims = 0> (x, last)
+          b = Greater (c, high)
+          k = Compress <axis = 0> (x, b)
+          y = MatMul (k, w)
+          q = MatMul (x, v)
+        }"""
+    rng = np.random.default_rng(0)
+    feeds = [
+        {"x": rng.normal(0 if index % 4 == 3 else 100, 1, (4, 16)).astype("f4")}
+        for index in range(16)
+    ]
+    result = Pipeline((Sparsify(spread="uniform"),)).run(model(text), samples=feeds, threads=1)
+    assert np.mean(weights(result)["v"] == 0) == pytest.approx(0.5)
+    assert np.all(weights(result)["w"] != 0)

@@ -61,7 +61,8 @@ class PruneChannels(Pass):
         "PRN103": "A group of channels was skipped, for the reason given.",
         "PRN104": "How near the outputs are to the original's on held-out samples, before and after the "
         "layers that are left were fitted to what they gave.",
-        "PRN105": "Nothing was fitted: there are no samples, or too few. Give real ones (--data).",
+        "PRN105": "Nothing was fitted: there are no samples, or too few (give real ones, --data), or values "
+        "between layers are sequences.",
     }
 
     ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -148,7 +149,8 @@ class PruneChannels(Pass):
     def _fit(self, ctx: Context, reconstruction: Reconstruction) -> float:
         first, last = reconstruction.run(self.samples)
         if math.isnan(first):
-            ctx.note("PRN105", None, "the layers that are left were not fitted: too few samples")
+            why = reconstruction.problem or "too few samples"
+            ctx.note("PRN105", None, f"the layers that are left were not fitted: {why}")
             return 0.0
         fitted = len(reconstruction.fitted)
         if fitted:

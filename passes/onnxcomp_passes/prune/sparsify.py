@@ -16,8 +16,7 @@ from typing_extensions import override
 from onnxcomp.ir.ops import constant
 from onnxcomp.passbase import Context, Pass
 from onnxcomp.quant.grams import collect_grams, gram_readers
-from onnxcomp.quant.rounded import put_constant
-from onnxcomp_passes.prune.support.reconstruction import bias_of
+from onnxcomp_passes.prune.support.reconstruction import bias_of, put_weight
 from onnxcomp_passes.prune.support.sparsity import (
     Pattern,
     magnitude,
@@ -133,11 +132,14 @@ class Sparsify(Pass):
             collect_grams(source, copies, some, threads=ctx.threads, progress=ctx.progress)
             for some in (fitted, held_out)
         )
-        for (layer, gram), (_, judge) in zip(*both, strict=True):
+        for layer, gram, judge in _in_both(copies, *both):
             found = work.choose(layer.read(), gram, judge, share[layer.name])
             shift = _moved(layer.read(), found, gram)
             self._write(ctx, own[layer.name], found, shift)
-        ctx.note("SPA102", None, work.summary())
+        if work.done:
+            ctx.note("SPA102", None, work.summary())
+        else:
+            ctx.skip("SPA103", None, "no weight that can be sparse is used on the samples")
 
     def _shares(
         self,
@@ -157,14 +159,12 @@ class Sparsify(Pass):
     def _write(
         ctx: Context, layer: Layer, found: NDArray[Any], shift: NDArray[Any] | None = None
     ) -> None:
-        new = np.ascontiguousarray(layer.from_matrix(found).astype(np.float32))
-        ctx.edit.set_tensor(layer.weight, new)
+        new = put_weight(ctx.edit, layer, found)
         ctx.edit.count("weights sparse")
         ctx.edit.count("zeros", int((new == 0).sum()))
         bias = bias_of(layer)
         if bias is not None and shift is not None and bias.shape is not None:
-            numbers = (bias.numbers + shift.reshape(-1)).astype(np.float32)
-            put_constant(ctx.edit, bias.node, bias.index, numbers)
+            bias.write(ctx.edit, bias.numbers + shift.reshape(-1))
 
 
 @dataclass
@@ -177,6 +177,11 @@ class _Work:
     def __post_init__(self) -> None:
         self._won: dict[str, int] = {}
         self._lost: list[tuple[float, float]] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether there was any layer."""
+        return bool(self._lost)
 
     def choose(
         self, weight: NDArray[Any], gram: Gram, judge: Gram, share: float
@@ -234,6 +239,21 @@ def _parts(gram: Gram) -> Iterator[Gram]:
 
     for matrix, total, size in zip(gram.matrix, gram.total, gram.magnitude, strict=True):
         yield Part(matrix, total, size, gram.count)
+
+
+def _in_both(
+    layers: Sequence[Layer],
+    first: Iterator[tuple[Layer, Gram]],
+    second: Iterator[tuple[Layer, Gram]],
+) -> Iterator[tuple[Layer, Gram, Gram]]:
+    """Yields the layers that two collections have; either leaves out what its samples do not reach."""
+    place = {layer: index for index, layer in enumerate(layers)}
+    other = next(second, None)
+    for layer, gram in first:
+        while other is not None and place[other[0]] < place[layer]:
+            other = next(second, None)
+        if other is not None and other[0] is layer:
+            yield layer, gram, other[1]
 
 
 def _moved(weight: NDArray[Any], found: NDArray[Any], gram: Gram) -> NDArray[Any]:

@@ -14,12 +14,12 @@ from onnxcomp.ir.ops import array, attribute, constant, input_at, is_op, single_
 from onnxcomp.quant.readers import layer_of
 from onnxcomp.quant.recovery import Judge
 from onnxcomp.quant.rounded import put_constant
-from onnxcomp.quant.segments import Segment, Walk, split
+from onnxcomp.quant.segments import NoTensorError, Segment, Walk, split
 from onnxcomp.runtime import Session
 from onnxcomp_passes.prune.support.regression import Sums, best_fit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -78,6 +78,7 @@ class Reconstruction:
         ctx: The pass that prunes.
         before: The model before.
         removal: What was removed.
+        problem: Why nothing could be fitted, where it was not for want of samples.
     """
 
     ctx: Context
@@ -85,6 +86,7 @@ class Reconstruction:
     removal: Removal
     fitted: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    problem: str = ""
 
     def run(self, limit: int) -> tuple[float, float]:
         """Fits all layers; returns the signal-to-noise ratio on held-out samples before and after, in dB."""
@@ -96,7 +98,12 @@ class Reconstruction:
             judge = Judge(Reference(session, held_out), self.ctx.threads)
             first = judge.decibels(self.ctx.model)
             mark = self.ctx.edit.mark()
-            self._walk(samples)
+            try:
+                self._walk(samples)
+            except NoTensorError as error:
+                self.ctx.edit.rollback(mark)
+                self.problem = error.message
+                return math.nan, math.nan
             last = judge.decibels(self.ctx.model)
         if not last > first:
             self.ctx.edit.rollback(mark)
@@ -141,12 +148,12 @@ class Reconstruction:
         self, walks: tuple[Walk, Walk], segments: tuple[Segment, Segment], twin: Twin
     ) -> None:
         """Runs a piece of both models and fits the layer that it ends with."""
-        now = _with_source(walks[0], segments[0], twin.layer)
-        was = _with_source(walks[1], segments[1], twin.before)
-        changed = self._fit(twin, [pair[1] for pair in now], [pair[1] for pair in was])
-        made = list(walks[0].run(segments[0])) if changed else [pair[0] for pair in now]
-        walks[0].advance(segments[0], made)
-        walks[1].advance(segments[1], [pair[0] for pair in was])
+        now, sources = _with_source(walks[0], segments[0], twin.layer)
+        was, originals = _with_source(walks[1], segments[1], twin.before)
+        if self._fit(twin, sources, originals):
+            now = list(walks[0].run(segments[0]))
+        walks[0].advance(segments[0], now)
+        walks[1].advance(segments[1], was)
 
     def _fit(
         self, twin: Twin, sources: Sequence[NDArray[Any]], originals: Sequence[NDArray[Any]]
@@ -164,8 +171,7 @@ class Reconstruction:
         if best is None:
             self.kept.append(layer.name)
             return False
-        found = layer.from_matrix(best[0]).astype(np.float32)
-        self.ctx.edit.set_tensor(layer.weight, np.ascontiguousarray(found))
+        put_weight(self.ctx.edit, layer, best[0])
         if bias is not None and best[1] is not None:
             bias.write(self.ctx.edit, best[1].reshape(-1))
         self.fitted.append(layer.name)
@@ -190,8 +196,18 @@ class Bias:
 
     def write(self, edit: Edit, new: NDArray[Any]) -> None:
         """Gives the layer another bias, which nobody else reads."""
-        shape = self.shape if self.shape is not None and np.prod(self.shape) == new.size else None
-        put_constant(edit, self.node, self.index, new.astype(np.float32).reshape(shape or -1))
+        leading = (self.shape or (1,))[:-1]
+        put_constant(edit, self.node, self.index, new.astype(np.float32).reshape(*leading, -1))
+
+
+def put_weight(edit: Edit, layer: Layer, matrix: NDArray[Any]) -> NDArray[np.float32]:
+    """Gives a layer another weight, which nothing else reads; returns it in its own shape."""
+    new = np.ascontiguousarray(layer.from_matrix(matrix).astype(np.float32))
+    maker = layer.weight.producer()
+    put_constant(edit, layer.node, layer.index, new)
+    if maker is not None:
+        edit.remove(maker)
+    return new
 
 
 def bias_of(layer: Layer) -> Bias | None:
@@ -199,9 +215,13 @@ def bias_of(layer: Layer) -> Bias | None:
     node, index, size = layer.node, 2, layer.outputs * layer.groups
     if is_op(node, "MatMul"):
         add = single_use(node.outputs[0])
+        if layer.index != 1 or layer.groups != 1:
+            return None  # outputs do not lie along the last axis alone
         if add is None or not is_op(add, "Add") or add.graph is not node.graph:
             return None
         node, index = add, 0 if add.inputs[1] is node.outputs[0] else 1
+    elif not is_op(node, "Conv", "ConvTranspose") and not _is_plain_gemm(node):
+        return None
     value = input_at(node, index)
     if value is None:
         zeros = np.zeros(size, np.float32)
@@ -209,8 +229,8 @@ def bias_of(layer: Layer) -> Bias | None:
     numbers = array(value)
     if numbers is None or numbers.dtype != np.float32 or numbers.size not in {1, size}:
         return None
-    if numbers.shape[-1:] not in {(1,), (size,)}:
-        return None
+    if numbers.shape[-1:] != (numbers.size,):
+        return None  # a scalar, or one number for each row
     return Bias(node, index, np.broadcast_to(numbers.reshape(-1), (size,)), numbers.shape)
 
 
@@ -222,11 +242,14 @@ def _is_plain(layer: Layer) -> bool:
     tensor = constant(layer.weight)
     if tensor is None or tensor.numpy().dtype != np.float32:
         return False
-    if is_op(node, "Gemm"):
-        return attribute(node, "alpha", 1.0) == 1.0 == attribute(node, "beta", 1.0)
     if is_op(node, "MatMul"):
         return layer.index == 1 and layer.groups == 1
-    return is_op(node, "Conv")
+    return is_op(node, "Conv") or _is_plain_gemm(node)
+
+
+def _is_plain_gemm(node: ir.Node) -> bool:
+    plain = attribute(node, "alpha", 1.0) == 1.0 == attribute(node, "beta", 1.0)
+    return is_op(node, "Gemm") and plain
 
 
 def _axis(layer: Layer, removal: Removal) -> int:
@@ -238,15 +261,19 @@ def _name(node: ir.Node) -> str:
     return node.name or node.outputs[0].name or ""
 
 
-def _with_source(walk: Walk, segment: Segment, layer: Layer) -> list[tuple[State, NDArray[Any]]]:
-    """Runs a piece; returns what it makes, and what the layer at its end reads, for each sample."""
+def _with_source(
+    walk: Walk, segment: Segment, layer: Layer
+) -> tuple[list[State], list[NDArray[Any]]]:
+    """Runs a piece; returns what it makes and what the layer at its end reads, for each sample.
+
+    The latter is empty where it is not to be had: a constant, or an input with a default.
+    """
     inside = any(layer.source in node.outputs for node in segment.nodes)
     name = layer.source.name or ""
     made = list(walk.run(segment, [layer.source] if inside else []))
-    sources: Iterator[NDArray[Any]] = (
-        each[name] if inside else state[name] for each, state in zip(made, walk.states, strict=True)
-    )
-    return list(zip(made, sources, strict=True))
+    states = made if inside else walk.states
+    known = all(name in state for state in states)
+    return made, [state[name] for state in states] if known else []
 
 
 def _rows(layer: Layer, source: NDArray[Any]) -> NDArray[Any]:

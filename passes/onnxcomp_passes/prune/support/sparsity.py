@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # How far the share of zeros of a layer may be from that of all, and the steps between.
 _REACH, _STEP = 0.3, 0.05
 _MOST = 0.98
+# What is left of a sum of steps that add up.
+_EXACT = 1e-9
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def refitted(
         return sparsegpt(weight, gram.matrix, goal).astype(np.float64)
     start = wanda(weight, gram, sparsity, pattern)
     result = np.zeros_like(start)
-    matrix = gram.matrix + 0.01 * np.mean(np.diagonal(gram.matrix)) * np.eye(len(weight))
+    damp = 0.01 * float(np.mean(np.diagonal(gram.matrix))) or 1.0
+    matrix = gram.matrix + damp * np.eye(len(weight))
     for first in range(0, weight.shape[1], pattern.block):
         columns = slice(first, first + pattern.block)
         left = np.flatnonzero(start[:, columns].any(axis=1))
@@ -141,8 +144,9 @@ def shares(
     place = dict.fromkeys(weights, 0)
     queue = [(_slope(costs[name], weights[name].size, 0), name) for name in weights]
     heapq.heapify(queue)
-    missing = sum(w.size for w in weights.values()) * (sparsity - levels[0])
-    while queue and missing > 0:
+    total = sum(w.size for w in weights.values())
+    missing = total * (sparsity - levels[0])
+    while queue and missing > _EXACT * total:
         _, name = heapq.heappop(queue)
         place[name] += 1
         missing -= weights[name].size * _STEP
