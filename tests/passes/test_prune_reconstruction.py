@@ -195,14 +195,16 @@ def test_sequences_between_layers_leave_the_weights_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "count"),
-    [("", 2), ("f = Relu (k) z = Gemm (f, v, x)", 1)],
+    ("more", "size", "count"),
+    [("", 16, 2), ("f = Relu (k) z = Gemm (f, v, x)", 8, 1)],
 )
-def test_weights_of_constant_nodes_and_layers_that_read_a_constant(more: str, count: int) -> None:
+def test_weights_of_constant_nodes_and_layers_that_read_a_constant(
+    more: str, size: int, count: int
+) -> None:
     numbers = ", ".join(str(index % 7 - 3) for index in range(64))
     text = f"""
-        g (float[8, 8] x) => (y{", z" if more else ""})
-        <float[8, 32] w0, float[32] b0, float[32, 8] w1, float[8, 5] k, float[5, 8] v> {{
+        g (float[8, {size}] x) => (y{", z" if more else ""})
+        <float[{size}, 32] w0, float[32] b0, float[32, 8] w1, float[8, 5] k, float[5, 8] v> {{
           c = Gemm (x, w0, b0)
           r = Relu (c)
           q = MatMul (r, w1)
@@ -211,6 +213,6 @@ def test_weights_of_constant_nodes_and_layers_that_read_a_constant(more: str, co
           {more}
         }}"""
     rng = np.random.default_rng(0)
-    feeds = [{"x": rng.normal(1, 1, (8, 8)).astype("f4")} for _ in range(16)]
+    feeds = [{"x": rng.normal(1, 1, (8, size)).astype("f4")} for _ in range(16)]
     result = Pipeline((PruneChannels(ratio=0.5),)).run(model(text), samples=feeds, threads=1)
     assert notes(result, "PRN104")[0].startswith(f"{count} layers fitted: ")
