@@ -36,7 +36,7 @@ class Body:
         node: The If or Loop.
         attribute: Which of its bodies.
         model: The model.
-        outer: The captured value behind each input, and behind each constant from outside.
+        outer: Where the body reads what is behind each input, and behind each constant from outside.
         samples: What the body was given.
         given: Names of its own inputs (of a Loop).
     """
@@ -44,7 +44,7 @@ class Body:
     node: ir.Node
     attribute: str
     model: Model
-    outer: dict[str, ir.Value]
+    outer: dict[str, tuple[ir.Node, int]]
     given: tuple[str, ...] = ()
     samples: list[dict[str, np.ndarray]] = field(default_factory=list)
 
@@ -52,6 +52,11 @@ class Body:
     def captured(self) -> list[str]:
         """Names of the inputs that are captured."""
         return [value.name or "" for value in self.model.graph.inputs if value.name in self.outer]
+
+    def outside(self, name: str) -> ir.Value | None:
+        """Returns what the body captures under a name; it may have been replaced since."""
+        node, index = self.outer[name]
+        return node.inputs[index]
 
     def take(self, feeds: Mapping[str, Any]) -> None:
         """Keeps a sample while there is room; text, sequences and absent values end it."""
@@ -86,7 +91,7 @@ def collect(
 ) -> None:
     """Runs a model on samples and keeps what each body is given."""
     inputs = {spec.name for spec in model.signature().inputs}
-    values = [v for body in bodies for v in (*body.node.inputs, *body.outer.values())]
+    values = [v for b in bodies for v in (*b.node.inputs, *map(b.outside, b.outer))]
     names = dict.fromkeys(v.name or "" for v in values if v is not None and constant(v) is None)
     taps = [name for name in names if name and name not in inputs]
     with Session.open(model, outputs=taps, threads=threads) as session:
@@ -102,9 +107,10 @@ def collect(
 def put_back(edit: Edit, body: Body, result: Model) -> None:
     """Gives a node the rewritten body."""
     graph = result.graph
-    for name, outer in body.outer.items():
+    for name in body.outer:
         value = next((v for v in graph.inputs if v.name == name), graph.initializers.get(name))
-        if value is None:
+        outer = body.outside(name)
+        if value is None or (value.is_initializer() and not _is_same(value, outer)):
             continue
         for use in list(value.uses()):
             use.node.replace_input_with(use.idx, outer)
@@ -117,6 +123,14 @@ def put_back(edit: Edit, body: Body, result: Model) -> None:
         if value.name and value.name not in known:
             value.name = edit.fresh(value.name)
     replace_body(edit, body.node, body.attribute, graph)
+
+
+def _is_same(value: ir.Value, outer: ir.Value | None) -> bool:
+    """Whether a constant is still what it is outside; a pass may have given it other contents."""
+    new, old = value.const_value, constant(outer)
+    if new is old or new is None or old is None:
+        return new is old
+    return new.dtype == old.dtype and np.array_equal(new.numpy(), old.numpy())
 
 
 def _names(graph: ir.Graph) -> Iterator[str]:
@@ -167,7 +181,13 @@ def _alone(
     core = ir.Model(copy, ir_version=model.ir_version)
     core.opset_imports.update(model.opset_imports)
     given = tuple(value.name or "" for value in graph.inputs)
-    return Body(node, attribute, Model.load(core), outer, given)
+    places = {
+        v.name or "": (n, i)
+        for n in _nodes(graph)
+        for i, v in enumerate(n.inputs)
+        if v is not None and outer.get(v.name or "") is v
+    }
+    return Body(node, attribute, Model.load(core), places, given)
 
 
 def _is_typed(graph: ir.Graph, shapes: ShapeMap) -> bool:

@@ -158,3 +158,54 @@ def test_new_names_are_those_of_no_other_scope() -> None:
 
     count(result.model.to_proto().graph)
     assert max(names.values()) == 1
+
+
+def test_what_a_pass_changes_in_captured_constants_comes_back_too() -> None:
+    text = """
+        g (float[1, 16, 32] x, bool p) => (float[1, 16, 24] y)
+        <float[32] s, float[32] b, float[32, 24] w> {
+          y = If (p) <
+            then_branch = t () => (float[1, 16, 24] y1) {
+              n = LayerNormalization <axis = -1> (x, s, b)
+              y1 = MatMul (n, w)
+            },
+            else_branch = e () => (float[1, 16, 24] y2) { y2 = MatMul (x, w) }
+          >
+        }"""
+    proto = model(text)
+    spread = np.exp(2 * np.random.default_rng(1).normal(size=32)).astype("f4")
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(spread, "s"))
+    rng = np.random.default_rng(2)
+    feeds: list[dict[str, Any]] = [
+        {"x": rng.normal(size=(1, 16, 32)).astype("f4"), "p": np.asarray(True)} for _ in range(6)
+    ]
+    step = QuantizeStatic(placement="all", observer="min-max")
+    result = Pipeline((step,)).run(proto, samples=feeds, threads=1)
+    assert "EQL101" in {found.code for found in result.diagnostics}, "the norm was scaled"
+    assert result.changed
+    with Session.open(proto) as before, Session.open(result.model) as after:
+        assert (compare(before, after, feeds).worst("sqnr_db") or 0.0) > 25
+
+
+def test_a_captured_value_may_be_replaced_outside() -> None:
+    text = """
+        g (float[1, 8, 12, 12] x, bool p) => (float[1, 24] y)
+        <float[32, 8, 3, 3] v, float[32, 24] w, int64[2] axes = {2, 3}> {
+          h = Conv <kernel_shape = [3, 3]> (x, v)
+          m = ReduceMean <keepdims = 0> (h, axes)
+          y = If (p) <
+            then_branch = t () => (float[1, 24] y1) { y1 = MatMul (m, w) },
+            else_branch = e () => (float[1, 24] y2) { y2 = MatMul (m, w) }
+          >
+        }"""
+    rng = np.random.default_rng(5)
+    feeds: list[dict[str, Any]] = [
+        {"x": rng.normal(size=(1, 8, 12, 12)).astype("f4"), "p": np.asarray(index % 2 == 0)}
+        for index in range(6)
+    ]
+    step = QuantizeStatic(placement="all", observer="min-max")
+    result = Pipeline((step,)).run(model(text), samples=feeds, threads=1)
+    assert "GlobalAveragePool" in {node.op_type for node in result.model.nodes()}
+    for found in operators(result, "If").values():
+        assert found["QuantizeLinear"] >= 1
+    assert sqnr(text, result, feeds) > 20
