@@ -252,6 +252,18 @@ def test_a_value_that_a_body_reads() -> None:
     assert sqnr(text, result, feeds) > 20
 
 
+def test_positions_that_are_added_behind_a_product_are_corrected_for_each_of_them() -> None:
+    text = """
+        g (float[1, 16, 32] x) => (float[1, 16, 24] y) <float[32, 24] w, float[16, 24] b> {
+          m = MatMul (x, w)
+          y = Add (m, b)
+        }"""
+    feeds = [{"x": found["x"] + np.float32(3)} for found in samples(1, 16, 32)]
+    result = run(text, feeds)
+    assert any("corrected" in (value.name or "") for value in result.model.initializers())
+    assert sqnr(text, result, feeds) > 25
+
+
 # -- how near it stays -----------------------------------------------------------------------------
 
 

@@ -321,9 +321,7 @@ class Inserter:
         found = constant(value)
         if value is None or found is None or found.shape.numpy()[-1:] != np.shape(shift):
             return
-        numbers = (
-            (found.numpy().reshape(-1) - shift).astype(np.float32).reshape(found.numpy().shape)
-        )
+        numbers = np.asarray(found.numpy() - shift, np.float32)
         self.edit.set_input(node, index, self._constant(numbers, f"{value.name}_corrected"))
         self._freed.append(value)
 
