@@ -550,3 +550,57 @@ def test_every_combination_computes_what_its_numbers_say(
 
 def _plain(result: Result) -> Session:
     return Session.open(result.model, optimization="disable")
+
+
+def test_a_single_row_of_a_table_is_a_vector() -> None:
+    text = "g (int64 i) => (float[64] y) <float[80, 64] w> { y = Gather (w, i) }"
+    result = quantized(text, table_bits=4)
+    assert result.changed
+    assert relative_error(text, result) < 0.15
+
+
+def test_a_single_output_with_one_number_added() -> None:
+    text = """
+        g (float[4, 1024] x) => (float[4, 1] y) <float[1024, 1] w, float b> {
+          m = MatMul (x, w)
+          y = Add (m, b)
+        }"""
+    data = [feeds(model(text), seed) for seed in range(4)]
+    result = quantized(text, data, method="gptq", format="unpacked")
+    assert result.changed
+    assert relative_error(text, result) < 0.3
+
+
+def test_a_stack_of_matrices_behind_a_transpose_is_no_matrix() -> None:
+    text = """
+        g (float[1, 64] x) => (float[4, 1, 64] y) <float[64, 64, 4] w> {
+          t = Transpose (w)
+          y = MatMul (x, t)
+        }"""
+    result = quantized(text, format="qdq")
+    assert not result.changed, "a Transpose is not among the operators"
+
+
+@pytest.mark.parametrize("form", ["shared", "node"])
+def test_awq_leaves_alone_what_it_would_have_to_copy(form: str) -> None:
+    text = """
+        g (float[m, 64] x, float[m, 64] z) => (float[m, 96] y, float[m, 64] u)
+        <float[64, 64] w, float[64, 96] v> {
+          a = MatMul (x, w)
+          y = MatMul (a, v)
+          u = MatMul (z, w)
+        }"""
+    proto = model(text)
+    table = numpy_helper.to_array(proto.graph.initializer[0]).copy()
+    table[:, :3] *= 40.0
+    made = numpy_helper.from_array(table, "w")
+    proto.graph.initializer[0].CopyFrom(made)
+    if form == "node":
+        del proto.graph.initializer[0], proto.graph.node[2], proto.graph.output[1]
+        node = onnx.helper.make_node("Constant", [], ["w"], value=made)
+        proto.graph.node.insert(0, node)
+        proto.graph.input.pop()
+    data = [feeds(proto, seed) for seed in range(12)]
+    result = quantized(proto, data, method="awq", format="qdq")
+    assert relative_error(proto, result) < 0.3
+    assert not result.outcomes[0].stats.get("activations scaled")

@@ -33,7 +33,7 @@ def bias_of(site: Site) -> tuple[ir.Node, int] | None:
 
 def _fits(value: ir.Value | None, columns: int) -> bool:
     tensor = constant(value)
-    return tensor is not None and tensor.size == columns == tensor.shape.numpy()[-1]
+    return tensor is not None and tensor.size == columns and tensor.shape.numpy()[-1:] == (columns,)
 
 
 def correct_bias(edit: Edit, site: Site, shift: NDArray[np.float64]) -> None:

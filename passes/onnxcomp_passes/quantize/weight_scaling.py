@@ -77,9 +77,17 @@ def _groups(ctx: Context, plans: Sequence[Plan]) -> list[_Group]:
         for use in plan.site.uses
         if plan.site.is_matrix and plan.scheme.bits < 8 and len(plan.site.uses) == 1
     }
+    # A new constant takes their place where they are scaled, and the plan would overwrite that.
+    copied = {
+        plan.site.value
+        for plan in plans
+        if len(plan.site.uses) > 1 or not plan.site.value.is_initializer()
+    }
     found = []
     for link in find_links(ctx.model.graph, ctx.facts.get(Shapes()), ("MatMul", "Gemm")):
-        if link.maker is not None and all(node in by_node for node in link.readers):
+        if link.maker is None or not all(node in by_node for node in link.readers):
+            continue
+        if not any(part.node.inputs[part.index] in copied for part in link.maker.parts):
             found.append(_Group(link, tuple(by_node[node] for node in link.readers)))
     return found
 

@@ -155,7 +155,7 @@ def _weights(model: Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
 def _uses(value: ir.Value, shape: tuple[int, ...]) -> Iterator[Use]:
     for usage in value.uses():
         node, index = usage.node, usage.idx
-        behind = _behind_transpose(node)
+        behind = _behind_transpose(node) if len(shape) == 2 else []
         if behind:
             yield from (Use(reader, 1, "rows", node) for reader in behind)
         else:

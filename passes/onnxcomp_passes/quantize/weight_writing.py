@@ -47,8 +47,9 @@ class Weights:
         shared: dict[str, ir.Value] = {}
         for use in site.uses:
             if use.kind == "table":
-                rank = shapes.rank(use.node.inputs[1]) or 1
-                writer.table(site, use, stored if table is None else table, rank, shared)
+                rank = shapes.rank(use.node.inputs[1])
+                found = stored if table is None else table
+                writer.table(site, use, found, 1 if rank is None else rank, shared)
             elif plan.form == "kernel":
                 writer.matmul_n_bits(site, use, stored)
             else:
