@@ -101,8 +101,7 @@ class Grid:
         if values.size == 1:
             return values.reshape(())
         if self.block:
-            wide = np.repeat(values, self.block, axis=self.axis)
-            return wide.take(np.arange(self.shape[self.axis]), axis=self.axis)
+            return values.take(np.arange(self.shape[self.axis]) // self.block, axis=self.axis)
         shape = [1] * len(self.shape)
         shape[self.axis] = -1
         return values.reshape(shape)

@@ -45,6 +45,23 @@ def dequantized(
     return result
 
 
+def fits(
+    shape: tuple[int, ...],
+    scale: NDArray[Any],
+    zero_point: NDArray[Any] | None,
+    axis: int,
+    block: int,
+) -> bool:
+    """Whether `dequantized` takes these scales and zero points for numbers of a shape."""
+    try:
+        for values in (scale, zero_point):
+            if values is not None:
+                _spread(np.empty(values.shape, np.bool_), shape, axis, block)
+    except ValueError:
+        return False
+    return True
+
+
 def _spread(values: NDArray[Any], shape: tuple[int, ...], axis: int, block: int) -> NDArray[Any]:
     if values.size == 1 and not block:
         return values.reshape(())
@@ -52,10 +69,9 @@ def _spread(values: NDArray[Any], shape: tuple[int, ...], axis: int, block: int)
         raise ValueError(f"axis {axis} of {shape}")
     axis %= len(shape)
     if block:
-        wide = np.repeat(values, block, axis=axis)
-        index = [slice(None)] * len(shape)
-        index[axis] = slice(shape[axis])
-        wide = wide[tuple(index)]
+        if block < 0 or values.ndim != len(shape) or values.shape[axis] != -(-shape[axis] // block):
+            raise ValueError(f"scales of {values.shape} for blocks of {block} in {shape}")
+        wide = values.take(np.arange(shape[axis]) // block, axis=axis)
     else:
         wide = values.reshape([-1 if i == axis else 1 for i in range(len(shape))])
         if wide.shape[axis] not in {1, shape[axis]}:

@@ -490,3 +490,31 @@ def test_whatever_is_drawn_loads_and_keeps_its_signature() -> None:
     assert changed > 15
     # The others have scales that fit nothing: what they round or cut off is gone.
     assert near >= 0.6 * changed
+
+
+def test_a_scale_for_each_column_of_each_matrix_stays() -> None:
+    scales = ", ".join(str(0.1 + index / 100) for index in range(10))
+    zeros = ", ".join("0" for _ in range(10))
+    text = f"""
+        g (float[2, 3, 4] x) => (y)
+        <float s = {{0.05}}, uint8 z = {{128}}, uint8[2, 4, 5] b, float t = {{0.2}},
+         float[2, 1, 5] bs = {{{scales}}}, uint8[2, 1, 5] bz = {{{zeros}}}> {{
+          q = QuantizeLinear (x, s, z)
+          r = QLinearMatMul (q, s, z, b, bs, bz, t, z)
+          y = DequantizeLinear (r, t, z)
+        }}"""
+    result = Pipeline((Dequantize(),)).run(model(text))
+    kinds = [node.op_type for node in result.model.to_proto().graph.node]
+    assert kinds == ["QuantizeLinear", "QLinearMatMul", "DequantizeLinear"]
+    assert "another shape" in " ".join(str(found) for found in result.diagnostics)
+
+
+@pytest.mark.parametrize("size", [4, 1 << 40])
+def test_blocks_are_as_large_as_what_they_lie_in_at_most(size: int) -> None:
+    text = f"""
+        g (float[2, 4] x) => (y) <int8[4, 3] w, float[1, 3] s> {{
+          d = DequantizeLinear <axis = 0, block_size = {size}> (w, s)
+          y = MatMul (x, d)
+        }}"""
+    result = Pipeline((Dequantize(),)).run(model(text))
+    assert [node.op_type for node in result.model.to_proto().graph.node] == ["MatMul"]

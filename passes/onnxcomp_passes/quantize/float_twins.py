@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxcomp.ir.backend import ir
 from onnxcomp.ir.ops import array, attribute, constant, input_at, is_op
-from onnxcomp.quant.stored import dequantized
+from onnxcomp.quant.stored import dequantized, fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -137,6 +137,10 @@ class Twins:
         zero = None if grid.zero_point is None else constant(grid.zero_point)
         if numbers is None or scale is None or (grid.zero_point is not None and zero is None):
             return None
+        shape = tuple(numbers.shape.numpy())
+        zeros = None if zero is None else zero.numpy()
+        if not fits(shape, scale.numpy(), zeros, grid.axis, grid.block):
+            return None
 
         def compute() -> NDArray[Any]:
             return dequantized(
@@ -147,7 +151,7 @@ class Twins:
                 grid.block,
             )
 
-        return self.lazy(value, compute, scale.dtype, tuple(numbers.shape.numpy()))
+        return self.lazy(value, compute, scale.dtype, shape)
 
     def lazy(
         self,

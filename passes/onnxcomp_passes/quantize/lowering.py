@@ -73,7 +73,9 @@ class Lowering:
         if constant(value) is not None:
             found = self.twins.stored(value, grid)
             if found is None:
-                raise _UnsupportedError("the scale of a weight is not constant")
+                raise _UnsupportedError(
+                    "the scale of a weight is not constant, or has another shape"
+                )
             return found
         if not grid.is_single:
             raise _UnsupportedError("an activation has several scales")
