@@ -604,3 +604,27 @@ def test_awq_leaves_alone_what_it_would_have_to_copy(form: str) -> None:
     result = quantized(proto, data, method="awq", format="qdq")
     assert relative_error(proto, result) < 0.3
     assert not result.outcomes[0].stats.get("activations scaled")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "g (float[4, 64] x) => (float[4, 96] y) <float[64, 96] w> { y = Gemm <alpha = 0.5> (x, w) }",
+        """g (float[4, 64] x, int64[3] i) => (float[4, 96] y, float[3, 96] z) <float[64, 96] w> {
+          y = MatMul (x, w)
+          z = Gather (w, i)
+        }""",
+        """g (float[1, 16, 6, 6] x) => (float[1, 24, 7, 7] y) <float[16, 24, 2, 2] w> {
+          y = ConvTranspose (x, w)
+        }""",
+    ],
+)
+def test_gptq_leaves_alone_whose_outputs_lie_along_another_axis(text: str) -> None:
+    data = [
+        {**found, "i": np.arange(3)} if "i" in found else found
+        for found in (feeds(model(text), seed) for seed in range(4))
+    ]
+    result = quantized(text, data, method="gptq", stored_bits=4)
+    assert result.changed
+    with Session.open(model(text)) as one, Session.open(result.model) as two:
+        assert (compare(one, two, data).worst("sqnr_db") or 0.0) > 12

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from onnxcomp.passbase import Context
     from onnxcomp.quant.blocks import BlockGrid, BlockScheme
     from onnxcomp.quant.grams import Gram
+    from onnxcomp.quant.readers import Layer
     from onnxcomp_passes.quantize.weight_sites import Site
 
 DataFree = Literal["rtn", "mse", "hqq"]
@@ -174,5 +175,12 @@ def _layers(model: Model, copy: Model, sites: Sequence[Site]) -> Mapping[tuple[S
         (site, use.node): layers[use.node]
         for site in sites
         for use in site.uses
-        if use.node in layers
+        if use.node in layers and _agree(site, layers[use.node])
     }
+
+
+def _agree(site: Site, layer: Layer) -> bool:
+    """Whether outputs of a layer are outputs of the weight, as `as_matrix` has them."""
+    if layer.layout == "conv-transpose":
+        return False
+    return (layer.layout == "columns") == (site.orientation == "columns")
