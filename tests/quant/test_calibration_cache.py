@@ -92,6 +92,12 @@ def look(loaded: Model, samples: Any, store: CalibrationCache | None) -> list[li
     return states(looker.observe(POINTS, samples, CHANNELS))
 
 
+def _entry(head: dict[str, Any], body: bytes = b"") -> bytes:
+    """A file that says the right thing about its own bytes."""
+    text = json.dumps({**head, "digest": hashlib.sha256(body).hexdigest()})
+    return b"onnxcomp calibration\n" + text.encode() + b"\n" + body
+
+
 def test_a_second_run_finds_everything_known(loaded: Model, data: Samples, tmp_path: Path) -> None:
     store = Counting(tmp_path / "made", loaded, data)
     first = look(loaded, data, store)
@@ -169,8 +175,11 @@ def test_a_folder_that_cannot_be_written_is_no_error(
         b"onnxcomp calibration\n",
         b"onnxcomp calibration\n[1, 2]\n",
         b"onnxcomp calibration\n" + b"[" * 100_000 + b"\n",
-        b'onnxcomp calibration\n{"samples": 6, "arrays": [["0", "float64", [99999999999]]]}\n',
-        b'onnxcomp calibration\n{"samples": 6, "arrays": [["0", "object", [1]]]}\n12345678',
+        _entry({"samples": 6, "arrays": [["0", "float64", [99999999999]]]}),
+        _entry({"samples": 6, "arrays": [["0", "object", [1]]]}, b"12345678"),
+        _entry({"samples": 6, "arrays": [[0, "float64", [1]]]}, b"12345678"),
+        _entry({"samples": 6, "arrays": [[None, "int64", []]]}, b"12345678"),
+        _entry({"samples": True, "arrays": []}),
     ],
 )
 def test_files_of_strangers_are_removed(
