@@ -164,7 +164,7 @@ class _Entry:
         samples, start = head["samples"], 0
         made = cls(samples)
         for name, kind, shape in head["arrays"]:
-            if not isinstance(name, str):
+            if type(name) is not str:
                 raise ValueError("not the name of an array")
             count = _count(shape)
             stop = start + count * _TYPES[kind].itemsize

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from onnxcomp.quant.blocks import BlockGrid, BlockScheme
     from onnxcomp.quant.grams import Gram
     from onnxcomp.quant.readers import Layer
-    from onnxcomp_passes.quantize.weight_sites import Site
+    from onnxcomp_passes.quantize.weight_sites import Site, Use
 
 DataFree = Literal["rtn", "mse", "hqq"]
 
@@ -175,12 +175,12 @@ def _layers(model: Model, copy: Model, sites: Sequence[Site]) -> Mapping[tuple[S
         (site, use.node): layers[use.node]
         for site in sites
         for use in site.uses
-        if use.node in layers and _agree(site, layers[use.node])
+        if use.node in layers and _agree(site, use, layers[use.node])
     }
 
 
-def _agree(site: Site, layer: Layer) -> bool:
-    """Whether outputs of a layer are outputs of the weight, as `as_matrix` has them."""
-    if layer.layout == "conv-transpose":
+def _agree(site: Site, use: Use, layer: Layer) -> bool:
+    """Whether a weight is that of a layer, and has the layer's outputs where `as_matrix` sees them."""
+    if layer.layout == "conv-transpose" or layer.index != use.index:
         return False
     return (layer.layout == "columns") == (site.orientation == "columns")
