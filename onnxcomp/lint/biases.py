@@ -34,7 +34,7 @@ def bias_scale(view: View) -> Iterator[Finding]:
     for node, weight in view.layers():
         bias = view.constant_dq(input_at(node, 2)) if node.op_type != "MatMul" else None
         first = view.activation_dq(input_at(node, 0))
-        if bias is None or first is None or not is_unit(view, node):
+        if bias is None or first is None or not is_unit(view, node) or _is_scaled(node):
             continue
         grids = [view.grid(n) for n in (first, weight, bias)]
         wanted = None if None in grids else _bias_scale([g for g in grids if g is not None])
@@ -53,6 +53,11 @@ def bias_scale(view: View) -> Iterator[Finding]:
             f"{worst:.3g} times apart): the int8 kernel adds the bias as if it were",
             partial(_rescale_bias, node, bias, wanted),
         )
+
+
+def _is_scaled(node: ir.Node) -> bool:
+    """Whether a Gemm multiplies its products with a number: then there is no kernel in int8 for it."""
+    return node.op_type == "Gemm" and attribute(node, "alpha", 1.0) != 1.0
 
 
 def _bias_scale(grids: list[Grid]) -> NDArray[np.float64] | None:
@@ -174,6 +179,8 @@ def float_bias(view: View) -> Iterator[Finding]:
         bias = array(input_at(node, 2), limit=1 << 20)
         if node.op_type != "Gemm" or first is None or bias is None or bias.dtype != np.float32:
             continue
+        if bias.shape[-1:] != (bias.size,) or _is_scaled(node):
+            continue  # numbers for rows too, which no kernel takes
         if (
             view.quantizer_behind(last_value(node)) is not None
             or attribute(node, "beta", 1.0) != 1.0

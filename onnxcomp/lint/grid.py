@@ -59,7 +59,7 @@ class Grid:
     @property
     def middle(self) -> int:
         """The zero point, where there is one."""
-        return 0 if self.zero is None else int(self.zero.reshape(-1)[0])
+        return 0 if self.zero is None or not self.zero.size else int(self.zero.reshape(-1)[0])
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -79,11 +79,12 @@ class Grid:
         if not self.single and self.axis != other.axis:
             return False
         zeros = [np.zeros(1) if g.zero is None else g.zero.reshape(-1) for g in (self, other)]
-        same = np.array_equal(self.scale.reshape(-1), other.scale.reshape(-1))
-        return same and np.array_equal(
-            np.broadcast_to(zeros[0], max(z.shape for z in zeros)).astype(np.int64),
-            np.broadcast_to(zeros[1], max(z.shape for z in zeros)).astype(np.int64),
-        )
+        if not np.array_equal(self.scale.reshape(-1), other.scale.reshape(-1)):
+            return False
+        if any(zero.size not in {1, self.scale.size} for zero in zeros):
+            return False
+        first, second = (np.broadcast_to(z, (self.scale.size,)).astype(np.int64) for z in zeros)
+        return np.array_equal(first, second)
 
 
 def grid_of(node: ir.Node) -> Grid | None:
@@ -128,11 +129,12 @@ def along(shape: tuple[int, ...], parameters: NDArray[Any], grid: Grid) -> NDArr
     if not 0 <= axis < len(shape):
         return None
     if grid.block:
-        if parameters.ndim != len(shape):
+        if grid.block < 0 or parameters.ndim != len(shape):
             return None
-        repeated = np.repeat(parameters, grid.block, axis=axis)
-        cut = np.take(repeated, np.arange(min(shape[axis], repeated.shape[axis])), axis=axis)
-        return cut if cut.shape == shape else None
+        if parameters.shape[axis] != -(-shape[axis] // grid.block):
+            return None
+        spread_out = np.take(parameters, np.arange(shape[axis]) // grid.block, axis=axis)
+        return spread_out if spread_out.shape == shape else None
     if parameters.size != shape[axis]:
         return None
     spread = [1] * len(shape)

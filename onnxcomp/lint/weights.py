@@ -233,8 +233,9 @@ def fold_dq(node: ir.Node, edit: Edit) -> None:
     """Puts the float values of a stored tensor in the place of its DQ."""
     tensor, grid, graph = constant(node.inputs[0]), grid_of(node), node.graph
     values = None if tensor is None or grid is None else dequantize(tensor.numpy(), grid)
-    if values is None or graph is None or node.outputs[0].is_graph_output():
+    if values is None or grid is None or graph is None or node.outputs[0].is_graph_output():
         return
+    values = values.astype(grid.scale.dtype)
     made = edit.initializer(values, name=node.outputs[0].name or "weight", graph=graph)
     edit.replace(node.outputs[0], made)
 

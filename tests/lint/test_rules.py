@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 from onnxcomp.diagnostics import Severity
+from onnxcomp.ir import Model
 from onnxcomp.lint import codes, lint
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import Session, optimized_model
@@ -540,3 +541,18 @@ def test_a_relu_that_the_target_takes_behind_a_conv_only_keeps_its_q_behind_an_a
     )
     assert "LNT203" in lint(model(text), target="cpu").counts
     assert "LNT203" not in lint(model(text), target="qnn").counts
+
+
+@pytest.mark.parametrize("bias", ["float[8] b", "int32[8] bi, float bs = {0.5}, int32 bz = {0}"])
+def test_a_gemm_that_scales_its_products_has_no_int8_kernel_that_a_bias_could_suit(
+    bias: str,
+) -> None:
+    text = gemm(bias, "" if bias[-1] == "b" else "b = DequantizeLinear (bi, bs, bz)")
+    known = lint(model(text)).counts
+    assert {"LNT105", "LNT108"} & known.keys()
+    scaled = text.replace("Gemm <", "Gemm <alpha = 0.5, ").replace("Gemm (", "Gemm <alpha = 0.5> (")
+    assert scaled != text
+    assert not {"LNT105", "LNT108"} & lint(model(scaled)).counts.keys()
+    assert "QGemm" not in {
+        node.op_type for node in optimized_model(Model.load(model(scaled))).graph.node
+    }

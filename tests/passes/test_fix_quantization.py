@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +15,9 @@ from hypothesis import strategies as st
 
 from onnxcomp.bench import Spread
 from onnxcomp.errors import UserError
+from onnxcomp.lint import repair
+from onnxcomp.lint.report import rules_by_code
+from onnxcomp.lint.rule import Finding, finding
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import Session
 from onnxcomp_passes.quantize import fix_quantization
@@ -22,7 +27,10 @@ from tests.helpers.check import assert_rolls_back, assert_unchanged
 from tests.helpers.text import model
 
 if TYPE_CHECKING:
-    from onnxcomp.ir import Model
+    from collections.abc import Iterator
+
+    from onnxcomp.ir import Edit, Model, ir
+    from onnxcomp.lint.view import View
     from onnxcomp.pipeline import Result
 
 INITS = (
@@ -293,3 +301,64 @@ def test_an_opset_is_not_raised_for_nothing() -> None:
     result = fixed(text)
     assert not result.changed
     assert result.model.opset == 12
+
+
+GEMM = """
+    g (float[{rows}, 16] x) => (y)
+    <float s = {{0.02}}, uint8 z = {{128}}, int8[16, 8] w, float t = {{0.01}}, int8 wz = {{0}}, float[{bias}] b> {{
+      q = QuantizeLinear (x, s, z)
+      d = DequantizeLinear (q, s, z)
+      e = DequantizeLinear (w, t, wz)
+      y = Gemm (d, e, b)
+    }}"""
+
+
+@pytest.mark.parametrize(("rows", "bias"), [(4, "4, 8"), (4, "4, 1"), (8, "8, 1"), (4, "1, 8")])
+def test_a_bias_for_each_row_stays_float(rows: int, bias: str) -> None:
+    text = GEMM.format(rows=rows, bias=bias)
+    result = fixed(text, only=("LNT108",))
+    assert ("LNT108" in str(result.diagnostics)) == (bias == "1, 8")
+    x = np.random.default_rng(0).normal(size=(rows, 16)).astype(np.float32)
+    with Session.open(result.model) as session:
+        np.testing.assert_allclose(session.run({"x": x})["y"], values(model(text), x), atol=0.05)
+
+
+def test_what_the_provider_does_not_run_any_more_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[int] = []
+
+    def spoil(graph: ir.Graph, edit: Edit) -> None:
+        kept.append(1)
+        wrong = edit.initializer(np.zeros((7, 9), np.float32), name="wrong", graph=graph)
+        edit.set_input(list(graph)[-1], 2, wrong)
+
+    def broken(view: View) -> Iterator[Finding]:
+        if not kept:
+            graph = view.model.graph
+            yield finding(list(graph)[-1], "spoilt", partial(spoil, graph))
+
+    rule = rules_by_code()["LNT108"]
+    rules = {**rules_by_code(), "LNT108": replace(rule, find=broken)}
+    monkeypatch.setattr(repair, "rules_by_code", lambda: rules)
+    text = GEMM.format(rows=4, bias="8")
+    result = fixed(text, only=("LNT108",))
+    assert kept
+    assert "does not run" in str(result.diagnostics)
+    assert result.model.to_proto() == Pipeline(()).run(model(text)).model.to_proto()
+
+
+def test_stored_tensors_keep_the_type_that_they_had_in_float() -> None:
+    steps = [int(np.float16(step).view(np.uint16)) for step in (0.02, 0.01)]
+    text = f"""
+        g (float16[4, 16] x) => (y)
+        <float16 s = {{{steps[0]}}}, uint8 z = {{128}}, int8[16, 8] w, float16 t = {{{steps[1]}}}> {{
+          q = QuantizeLinear (x, s, z)
+          d = DequantizeLinear (q, s, z)
+          e = DequantizeLinear (w, t)
+          y = MatMul (d, e)
+        }}"""
+    result = fixed(text, only=("LNT302",))
+    x = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float16)
+    assert kinds(result) == ["DequantizeLinear", "MatMul", "QuantizeLinear"]
+    np.testing.assert_allclose(values(result.model, x), values(model(text), x), rtol=1e-2)

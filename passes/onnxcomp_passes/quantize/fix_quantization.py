@@ -88,7 +88,8 @@ class FixQuantization(Pass):
         "FIX101": "What was mended, and what it changed: time of a run, and how far outputs are from those of the model "
         "that came in. Where roundings were taken out, a difference is what they had added.",
         "FIX102": "These fixes were taken back because the model was not faster with them.",
-        "FIX103": "These fixes were taken back because outputs differed by more than rounding explains.",
+        "FIX103": "These fixes were taken back because outputs differed by more than rounding explains, or because "
+        "the provider did not run the model any more.",
         "FIX104": "The model could not be run here, so nothing was measured and nothing compared.",
         **lint_codes(),
     }
@@ -167,6 +168,10 @@ class FixQuantization(Pass):
             _count(ctx, done)
             return
         gap = _gap(ctx.model, trial.feeds)
+        if gap is None and not _runs(ctx.model, trial.feeds) and _runs(current, trial.feeds):
+            ctx.edit.rollback(mark)
+            ctx.skip("FIX103", None, f"{what}: the provider does not run the model with them")
+            return
         sqnr = _fidelity(current, ctx.model, trial.feeds)
         reason = _objection(ctx, trial, current, stage, sqnr) or _surprise(trial.gap, gap)
         if reason and not stage.demanded:
@@ -223,6 +228,16 @@ def _surprise(before: float | None, after: float | None) -> str:
     if before is None or after is None or after >= min(before - _WIDER_DB, _CLOSE_DB):
         return ""
     return f"the provider's result was {after:.1f} dB from what is written, {before:.1f} dB before"
+
+
+def _runs(model: Model, feeds: Sequence[Feeds]) -> bool:
+    try:
+        with Session.open(model) as session:
+            for feed in feeds:
+                session.run(feed)
+    except UserError:
+        return False
+    return True
 
 
 def _gap(model: Model, feeds: Sequence[Feeds]) -> float | None:
