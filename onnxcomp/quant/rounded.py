@@ -160,7 +160,8 @@ class BiasWriter:
         old: NDArray[Any],
         shift: NDArray[np.float64],
     ) -> NDArray[np.float64] | None:
-        if old.size not in {1, layer.channels} or old.dtype.kind != "f":
+        by_channel = old.size == 1 or old.shape[-1:] == (layer.channels,) == (old.size,)
+        if not by_channel or old.dtype.kind != "f":
             return self._refuse(layer, "its bias is not one number for each channel")
         wide = np.broadcast_to(old.reshape(-1).astype(np.float64), (layer.channels,))
         new = (wide + shift).astype(old.dtype)
@@ -254,8 +255,22 @@ def can_rescale(layer: QuantizedLayer) -> bool:
     grid = layer.grid
     if grid.block or grid.scale.size not in {1, layer.channels} or not np.all(grid.zero == 0):
         return False
+    if grid.scale.size > 1 and grid.axis != _output_axis(layer.node, len(grid.shape)):
+        return False
     bias = grid_of(input_at(layer.node, 2)) if layer.end is layer.node else None
-    return bias is None or len(bias.node.outputs[0].uses()) == 1
+    if bias is None:
+        return True
+    alone = len(bias.node.outputs[0].uses()) == 1
+    return alone and grid.scale.size in {1, bias.scale.size}
+
+
+def _output_axis(node: ir.Node, rank: int) -> int:
+    """The axis of a weight's outputs."""
+    if is_op(node, "Conv"):
+        return 0
+    if is_op(node, "ConvTranspose"):
+        return 1
+    return 0 if attribute(node, "transB", 0) else rank - 1
 
 
 def rescale(edit: Edit, layer: QuantizedLayer, factor: NDArray[np.float64]) -> None:
