@@ -205,6 +205,8 @@ def _matmul(node: ir.Node, search: _Search) -> Absorber | None:
         return _part(node, 1, search.channels) if ready and search.vector is not None else None
     if search.channels.ndim > 1 and search.channels.shape[-2] != 1:
         return None
+    if search.shapes is not None and search.shapes.rank(input_at(node, 1)) == 1:
+        return None  # the last axis of the result is one of the other operand
     return search.into(node, 1)
 
 

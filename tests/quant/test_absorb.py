@@ -65,6 +65,8 @@ IMAGES = {
     "{ v = InstanceNormalization (x, w, b) }",
 }
 REFUSED = {
+    "rows-by-a-vector": "g (float[8, 8] x, float[4] z) => (float[8] v) <float[4, 8] w>"
+    "{ a = MatMul (z, w) b = Sin (x) v = MatMul (b, a) }",
     "nonlinear": "g (float[3, 4] x) => (float[3, 8] v) <float[4, 8] w> { a = MatMul (x, w) v = Tanh (a) }",
     "read-elsewhere": "g (float[3, 4] x) => (float[3, 8] v, float[3, 8] o) <float[4, 8] w>"
     "{ a = MatMul (x, w) v = Relu (a) o = Tanh (a) }",
