@@ -8,18 +8,17 @@ import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from onnxcomp.analysis.sensitivity import most_harmful, node_damage, quantized_nodes
 from onnxcomp.bench import Limits, measure
 from onnxcomp.compare import Reference
 from onnxcomp.diagnostics import Diagnostic, Location, Severity
-from onnxcomp.errors import ModelError, PassFailedError, RuntimeUnavailableError, UserError
+from onnxcomp.errors import ModelError, PassFailedError, RuntimeUnavailableError
 from onnxcomp.metrics import evaluate
 from onnxcomp.optimization import optimize
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.recipe import make
 from onnxcomp.runtime import Session
+from onnxcomp.samples import joined
 from onnxcomp.stages import stage
 from onnxcomp.targets import load_target
 from onnxcomp.trials import SearchOptions, Trial
@@ -332,12 +331,7 @@ def _joined(samples: Samples, batch: int) -> list[Mapping[str, Any]]:
     if batch == 1:
         return list(samples.take(LATENCY_SAMPLES))
     found = list(itertools.islice(itertools.cycle(samples.take(batch)), batch))
-    try:
-        return [{name: np.concatenate([feed[name] for feed in found]) for name in found[0]}]
-    except ValueError as error:
-        raise UserError(
-            f"samples cannot be joined into a batch of {batch}", hint="leave out --batch"
-        ) from error
+    return [joined(found)]
 
 
 def _follow(task: Task) -> Callable[[float], None]:

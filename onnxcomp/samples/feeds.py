@@ -55,6 +55,23 @@ def conform(feed: Mapping[str, object], inputs: Sequence[TensorSpec], place: str
     }
 
 
+def joined(feeds: Sequence[Mapping[str, Array]]) -> Mapping[str, Array]:
+    """Returns samples as one, joined along the first axis.
+
+    Raises:
+        SamplesError: If an input has no such axis, or other axes of different sizes.
+    """
+    if len(feeds) == 1:
+        return feeds[0]
+    try:
+        return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
+    except ValueError as error:
+        raise SamplesError(
+            f"samples cannot be joined into a batch of {len(feeds)}: {error}",
+            hint="leave out the size of the batch",
+        ) from error
+
+
 def fitted(shape: tuple[int, ...], spec: TensorSpec) -> tuple[int, ...] | None:
     """Returns the shape under which a sample goes into the model, or None when it does not fit.
 

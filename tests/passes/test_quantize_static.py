@@ -16,11 +16,13 @@ from onnxcomp.errors import RecipeError, SamplesError, UserError
 from onnxcomp.ir.ops import array, producer_of
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import Session, optimized_model
+from onnxcomp_passes.quantize.quantize_dynamic import QuantizeDynamic
 from onnxcomp_passes.quantize.quantize_static import QuantizeStatic
 from tests.helpers.check import assert_refuses, assert_rolls_back
 from tests.helpers.text import model
 
 if TYPE_CHECKING:
+    from onnxcomp.passbase import Pass
     from onnxcomp.pipeline import Result
 
 EVERYTHING = {"placement": "all", "prepare": False, "observer": "min-max"}
@@ -320,6 +322,18 @@ def test_measuring_decides_and_gives_reasons() -> None:
 def test_a_batch_is_made_of_samples(batch: int) -> None:
     result = run(RESIDUAL, samples(1, 3, 16, 16), placement="measured", batch=batch)
     assert not codes(result)["QNT103"]
+
+
+@pytest.mark.parametrize("step", [QuantizeStatic(batch=2), QuantizeDynamic(batch=2)])
+def test_samples_that_make_no_batch_are_the_user_s_to_change(step: Pass) -> None:
+    text = """
+        g (float[n, 64] x, float k) => (float[n, 64] y) <float[64, 64] w> {
+          m = MatMul (x, w)
+          y = Mul (m, k)
+        }"""
+    feeds = [{**found, "k": np.float32(2).reshape(())} for found in samples(4, 64)]
+    with pytest.raises(SamplesError, match="batch of 2"):
+        Pipeline((step,)).run(model(text), samples=feeds, threads=1)
 
 
 def test_quantized_models_are_left_alone() -> None:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, PositiveInt
 from typing_extensions import override
 
@@ -18,6 +17,7 @@ from onnxcomp.quant.candidates import Filter
 from onnxcomp.quant.dynamic import Sites, find_sites, is_finite, rounded_node
 from onnxcomp.quant.regions import find_regions
 from onnxcomp.runtime import Session
+from onnxcomp.samples import joined
 from onnxcomp.targets.features import saturates
 from onnxcomp_passes.quantize.dynamic_numbers import Numbers
 from onnxcomp_passes.quantize.dynamic_trials import DynamicBench, DynamicPlacement, Recovery
@@ -27,6 +27,8 @@ from onnxcomp_passes.quantize.opset import find_ranks, obstacle, raise_to
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
 
     from onnxcomp.quant.dynamic import Site
 
@@ -253,9 +255,7 @@ class QuantizeDynamic(Pass):
     def _feeds(self, ctx: Context) -> Feeds:
         """A run's worth of samples; nothing without samples."""
         some = list(itertools.islice(ctx.samples or (), self.batch))
-        if len(some) < 2:
-            return some[0] if some else {}
-        return {name: np.concatenate([feed[name] for feed in some]) for name in some[0]}
+        return joined(some) if some else {}
 
 
 def _split(samples: list[Feeds]) -> tuple[list[Feeds], list[Feeds]]:

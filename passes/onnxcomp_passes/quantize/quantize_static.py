@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, PositiveInt
 from typing_extensions import override
 
@@ -22,6 +21,7 @@ from onnxcomp.quant.plan import Formats
 from onnxcomp.quant.recognize import is_quantized
 from onnxcomp.quant.regions import Regions, find_regions
 from onnxcomp.quant.scheme import DType, QScheme
+from onnxcomp.samples import joined
 from onnxcomp_passes.quantize.batchnorm import batchnorm_to_conv
 from onnxcomp_passes.quantize.elsewhere import (
     CODES,
@@ -45,6 +45,8 @@ from onnxcomp_passes.quantize.pool_means import PoolMeans
 from onnxcomp_passes.quantize.trial import Bench
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from onnxcomp.ir import ir
     from onnxcomp.quant.bodies import Body
     from onnxcomp.quant.candidates import Candidate
@@ -296,10 +298,7 @@ class QuantizeStatic(Pass):
         """A run's worth of samples."""
         if ctx.samples is None:
             raise SamplesError("no samples")
-        some = list(itertools.islice(ctx.samples, self.batch))
-        if len(some) == 1:
-            return some[0]
-        return {name: np.concatenate([feed[name] for feed in some]) for name in some[0]}
+        return joined(list(itertools.islice(ctx.samples, self.batch)))
 
     def _observers(self, ctx: Context, bench: Bench, keys: frozenset[str]) -> Mapping[str, Method]:
         """The observer of each point."""
