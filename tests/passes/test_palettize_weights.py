@@ -244,3 +244,22 @@ def test_a_gaussian_costs_what_theory_says() -> None:
         found = palettize(values, bits).expand()
         ratio = 10 * np.log10(np.square(values).sum() / np.square(values - found).sum())
         assert ratio == pytest.approx(theory, abs=0.1)
+
+
+def test_a_weight_that_a_loop_reads_is_stored_without_looking_inside() -> None:
+    text = """
+        g (float[2, 64] x) => (float[2, 64] y)
+        <float[64, 64] w, float[64, 64] v, int64 n = {1}, bool t = {1}> {
+          h = MatMul (x, v)
+          y = Loop (n, t, h) <body = b (int64 i, bool more, float[2, 64] s) => (bool again, float[2, 64] r) {
+            again = Identity (more)
+            m = MatMul (s, w)
+            r = Tanh (m)
+          }>
+        }"""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(size=(2, 64)).astype("f4")} for _ in range(8)]
+    result = Pipeline((PalettizeWeights(bits=6, least_sqnr_db=0),)).run(model(text), samples=feeds)
+    assert not {"w", "v"} & set(result.model.graph.initializers)
+    with Session.open(model(text)) as before, Session.open(result.model) as after:
+        assert (compare(before, after, feeds).worst("sqnr_db") or 0.0) > 10.0

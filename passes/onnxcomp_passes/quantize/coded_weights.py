@@ -162,7 +162,10 @@ class Grams:
         if self._is_complete:
             yield from self._kept
             return
-        owners = {layer: weight for weight in self.weights for layer in weight.layers[:1]}
+        # What is computed in a body cannot be looked at from outside.
+        main = self.ctx.model.graph
+        first = ((weight, layer) for weight in self.weights for layer in weight.layers[:1])
+        owners = {layer: weight for weight, layer in first if layer.source.graph is main}
         some = self.samples.take(min(_LOOKED_AT, len(self.samples)))
         room, self._kept = _KEPT_BYTES, []
         for layer, gram in collect_grams(
