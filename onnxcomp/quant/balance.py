@@ -93,6 +93,8 @@ class ChannelStats:
         self.high = np.maximum(self.high, largest)
         some = rows[:, :: coprime_step(rows.shape[1], POSITIONS)]
         some = some.reshape(-1, some.shape[2])
+        if some.dtype == np.float16:
+            some = some.astype(np.float32)
         self.power += np.einsum("pc,pc->c", some, some)
         self.total += some.sum(axis=0)
         self.count += len(some)

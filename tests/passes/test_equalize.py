@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from onnxcomp.compare import compare
 from onnxcomp.ir import Model
@@ -192,3 +193,20 @@ def test_one_sample_has_no_other_half() -> None:
     nothing = ChannelStats(np.zeros(8), np.zeros(8), np.zeros(8), np.zeros(8))
     alone = best_scale(Halves(stats(values), nothing), reader)
     np.testing.assert_array_equal(alone[0], best_scale(stats(values), reader)[0])
+
+
+def test_squares_of_half_precision_do_not_overflow() -> None:
+    text = """
+        g (float16[m, 64] x) => (float16[m, 32] y)
+        <float16[64] s, float16[64] b, float16[64, 32] w> {
+          n = LayerNormalization (x, s, b)
+          y = MatMul (n, w)
+        }"""
+    proto = model(text)
+    scale = np.full(64, 0.5, np.float16)
+    scale[:3] = 400.0
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(scale, "s"))
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(size=(8, 64)).astype(np.float16)} for _ in range(4)]
+    result = Pipeline((Equalize(),)).run(proto, samples=feeds)
+    assert result.outcomes[0].stats["activations equalized"] == 1
