@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +166,9 @@ def _judge(
 
     with Session.open(original, threads=threads) as session:
         feeds = list(samples)
-        reference = Reference(_Known([session.run(feed) for feed in feeds]), feeds)
+        known = _Known([session.run(feed) for feed in feeds])
+        # They are all in memory already; the session, which could make them again, is closed by then.
+        reference = Reference(known, feeds, budget=sys.maxsize)
         if metric is None:
             return lambda model: output_noise(reference, model, threads)
         chosen = find_metric(metric)
@@ -240,6 +244,11 @@ def _follow(task: Any) -> Callable[[float], None]:  # noqa: ANN401 - a progress 
     return advance
 
 
+def _bar(damage: float, largest: float) -> str:
+    share = damage / largest if largest else 0.0
+    return "#" * round(12 * share) if math.isfinite(share) else ""
+
+
 def _draw(console: Console, found: Sensitivity, unit: str) -> None:
     from onnxcomp.report.text import table
     from onnxcomp.report.units import MISSING
@@ -250,7 +259,7 @@ def _draw(console: Console, found: Sensitivity, unit: str) -> None:
         (
             layer.name,
             layer.op_type,
-            "#" * round(12 * layer.damage / largest) if largest else "",
+            _bar(layer.damage, largest),
             f"{layer.alone:.3g}",
             f"{layer.back:.3g}",
             MISSING if layer.gain is None else f"{layer.gain * 1e6:+.0f} us",

@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from onnxcomp.report.html import _POLICY, _STYLE
+from onnxcomp.report.record import plain
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.sensitivity import LayerSensitivity, Sensitivity
@@ -24,7 +25,7 @@ def to_page(found: Sensitivity, model: str, metric: str) -> str:
         model: The model's name.
         metric: What damage is measured in.
     """
-    data = json.dumps(found.to_json(), allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(plain(found.to_json()), allow_nan=False).replace("<", "\\u003c")
     rows = "\n".join(_row(layer, found) for layer in found.layers)
     left = f"<p>{found.left} layers were not reached in time.</p>" if found.left else ""
     page = (

@@ -10,6 +10,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from onnxcomp.cli.sensitivity import _bar, _judge
+from onnxcomp.compare import Reference
+from onnxcomp.ir import Model
+from onnxcomp.samples import load_samples
 from tests.helpers import text
 
 if TYPE_CHECKING:
@@ -125,3 +129,19 @@ def test_a_model_that_is_not_its_own_is_an_error(
     done = command("sensitivity", files[0], "--data", files[1], "--quantized", other)
     assert done.code == 1
     assert "--quantized" in done.err
+
+
+def test_outputs_that_are_larger_than_what_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reference.__init__, "__kwdefaults__", {"budget": 0})
+    opened = Model.load(text.model(NET))
+    feeds = [{"x": np.full((1, 4, 16, 16), i, "f4")} for i in range(3)]
+    judge = _judge(opened, None, load_samples(feeds, opened.signature().inputs), 1)
+    assert judge(opened) == judge(opened)
+
+
+@pytest.mark.parametrize(
+    ("damage", "largest", "length"),
+    [(1.0, 2.0, 6), (0.0, 0.0, 0), (1.0, np.nan, 0), (np.nan, 1.0, 0)],
+)
+def test_a_bar_for_any_damage(damage: float, largest: float, length: int) -> None:
+    assert len(_bar(damage, largest)) == length
