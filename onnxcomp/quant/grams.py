@@ -205,12 +205,13 @@ def _product(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
 
 @dataclass
 class _Run:
-    """The model, its reference if there is one, and how to run them."""
+    """The model, its reference if there is one, how to run them, and on how many samples that was done."""
 
     model: Model
     reference: Model | None
     threads: int
     rows_per_sample: int
+    samples: int = 0
 
     def sums(
         self, keys: Mapping[_Key, tuple[Layer, Layer | None]], samples: Iterable[Feeds], task: Task
@@ -239,6 +240,7 @@ class _Run:
         arrays: Feeds,
         references: Feeds | None,
     ) -> None:
+        self.samples += 1
         for key, (layer, other) in keys.items():
             limit = min(self.rows_per_sample, max(_FEW_ROWS, _ROWS_PER_COLUMN * layer.depth))
             rows = _pieces(layer.rows, arrays, layer.source.name or "", limit)
@@ -336,7 +338,7 @@ def _collect(
         for group in groups:
             keys = {_key(*pair): pair for pair in group}
             sums = run.sums(keys, feeds, task)
-            if not any(found.count for found in sums.values()):
+            if not run.samples:
                 raise SamplesError("no sample gave any activation")
             grams = {key: found.gram() for key, found in sums.items() if found.count}
             del sums

@@ -287,3 +287,13 @@ def test_weights_that_two_layers_read_have_the_sum_of_both() -> None:
     grams = [(layer, g) for layer, g in collect_grams(loaded, gram_readers(loaded), feeds)]
     assert [layer.is_shared for layer, _ in grams] == [True, True, False]
     assert (grams[0][1] + grams[1][1]).count == 2 * grams[0][1].count
+
+
+def test_a_layer_that_no_sample_reaches_is_left_out() -> None:
+    loaded = Model.load(
+        model("g (float[n, 4] x) => (float[n, 8] y) <float[4, 8] w> { y = MatMul (x, w) }")
+    )
+    nothing = [{"x": np.zeros((0, 4), "f4")}]
+    assert list(collect_grams(loaded, gram_readers(loaded), nothing)) == []
+    with pytest.raises(SamplesError, match="no sample"):
+        list(collect_grams(loaded, gram_readers(loaded), []))
