@@ -135,7 +135,7 @@ class Wishes:
             if site.is_tied and form == "unpacked":
                 return Plan(site, self._unpacked(site, bits), form, rows)
             if form != "unpacked":
-                return Plan(site, self._packed(site, bits, form), form, rows, table)
+                return Plan(site, self._packed(bits, form), form, rows, table)
         return Plan(site, self._unpacked(site, bits), "unpacked", rows)
 
     def _bits(self, site: Site) -> int:
@@ -161,11 +161,10 @@ class Wishes:
         is_slower = 0 < limit <= rows and not (bits > 2 and block >= _NEVER_SLOWER_BLOCK)
         return "unpacked" if self.format == "auto" and is_slower else "packed"
 
-    def _packed(self, site: Site, bits: int, form: Form) -> BlockScheme:
+    def _packed(self, bits: int, form: Form) -> BlockScheme:
         block = self._block(bits)
         if form == "kernel" and block not in KERNEL_BLOCKS:
             block = DEFAULT_BLOCK[bits]
-        del site
         return self._scheme(bits, block)
 
     def _unpacked(self, site: Site, bits: int) -> BlockScheme:
