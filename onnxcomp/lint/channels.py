@@ -63,7 +63,7 @@ def _between(view: View, quantizer: ir.Node, grid: Grid) -> Between | None:
     value, behind = quantizer.inputs[0], view.dq_readers(quantizer)
     if value is None or behind is None or grid.block or grid.axis != 1 or not _one_zero(grid):
         return None
-    if grid.dtype not in {SIGNED, UNSIGNED} or not (grid.scale > 0).all():
+    if grid.dtype not in {SIGNED, UNSIGNED} or not grid.scale.size or not (grid.scale > 0).all():
         return None
     grids = [view.grid(node) for node in behind]
     if any(other is None or not other.equals(grid) for other in grids):
@@ -90,7 +90,7 @@ def _between(view: View, quantizer: ir.Node, grid: Grid) -> Between | None:
 
 
 def _one_zero(grid: Grid) -> bool:
-    return grid.zero is None or bool((grid.zero == grid.zero.reshape(-1)[0]).all())
+    return grid.zero is None or bool((grid.zero == grid.middle).all())
 
 
 def _is_redundant(node: ir.Node, grid: Grid) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -316,7 +317,7 @@ class Recovery:
                 rows = kinds[name].output_rows
                 places = _rows(rows, array, self._limit(kinds[name]))
                 axes = _but_channels(array, conv=isinstance(rows, Window))
-                mean = array.mean(axis=axes, dtype=np.float64)
+                mean = _finite_mean(array, axes)
                 count = array.size // max(mean.size, 1)
                 found.setdefault(name, []).append(Wanted(places, mean, count))
         return found
@@ -392,15 +393,24 @@ def _chunks(segments: Sequence[Segment], count: int) -> list[list[Segment]]:
 
 
 def _rows(rows: Rows, array: NDArray[Any], limit: int) -> NDArray[np.float32]:
-    pieces = list(rows.pieces(np.asarray(array, np.float32), limit))
-    if not pieces:
-        return np.zeros((1, 0, 0), np.float32)
-    return np.concatenate(pieces, axis=1)
+    wide = np.asarray(array, np.float32)
+    pieces = list(rows.pieces(wide, limit)) if wide.size else []
+    if pieces:
+        return np.concatenate(pieces, axis=1)
+    if isinstance(rows, Window):
+        columns = wide.shape[1] // rows.groups * prod(rows.kernel)
+        return np.zeros((rows.groups, 0, columns), np.float32)
+    return np.zeros((1, 0, wide.shape[-1]), np.float32)
 
 
 def _mean(layer: QuantizedLayer, array: NDArray[Any]) -> NDArray[np.float64]:
-    axes = _but_channels(array, conv=layer.channel_axis == 1)
-    return np.asarray(array.mean(axis=axes, dtype=np.float64), np.float64)
+    return _finite_mean(array, _but_channels(array, conv=layer.channel_axis == 1))
+
+
+def _finite_mean(array: NDArray[Any], axes: tuple[int, ...]) -> NDArray[np.float64]:
+    """Means over some axes; those of nothing are 0."""
+    count = array.size and prod(array.shape[axis] for axis in axes)
+    return np.asarray(array.sum(axis=axes, dtype=np.float64) / max(count, 1), np.float64)
 
 
 def _but_channels(array: NDArray[Any], *, conv: bool) -> tuple[int, ...]:

@@ -556,3 +556,13 @@ def test_a_gemm_that_scales_its_products_has_no_int8_kernel_that_a_bias_could_su
     assert "QGemm" not in {
         node.op_type for node in optimized_model(Model.load(model(scaled))).graph.node
     }
+
+
+def test_scales_and_zero_points_of_nothing() -> None:
+    text = """
+        g (float[2, 0] x) => (y) <float[0] s, uint8[0] z> {
+          q = QuantizeLinear (x, s, z)
+          d = DequantizeLinear (q, s, z)
+          y = Relu (d)
+        }"""
+    assert lint(model(text)).counts

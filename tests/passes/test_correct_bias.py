@@ -14,14 +14,17 @@ from onnxcomp.compare import compare
 from onnxcomp.errors import UserError
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import Session, optimized_model
+from onnxcomp_passes.quantize.adaround import Adaround
 from onnxcomp_passes.quantize.correct_bias import CorrectBias
 from onnxcomp_passes.quantize.quantize_static import QuantizeStatic
+from onnxcomp_passes.quantize.reconstruct_blocks import ReconstructBlocks
 from tests.helpers.text import model
 
 if TYPE_CHECKING:
     import onnx
 
     from onnxcomp.ir import Model
+    from onnxcomp.passbase import Pass
     from onnxcomp.pipeline import Result
 
 Feeds = dict[str, np.ndarray]
@@ -312,3 +315,31 @@ def test_held_out_samples_are_never_further_from_float(
     better = Pipeline((CorrectBias(),)).run(plain.model, samples=feeds, reference=proto)
     held_out = feeds[3::4]
     assert sqnr(proto, better.model, held_out) >= sqnr(proto, plain.model, held_out) - 1e-9
+
+
+@pytest.mark.parametrize("kind", [CorrectBias, Adaround, ReconstructBlocks])
+@pytest.mark.parametrize(
+    ("shape", "body"),
+    [
+        ((4, 8, 8), "a = Conv <pads = [1, 1, 1, 1]> (x, w, b) y = Relu (a)"),
+        ((3, 8), "a = MatMul (x, v) c = Add (a, e) y = Relu (c)"),
+    ],
+)
+def test_samples_of_nothing_say_nothing(
+    kind: type[Pass], shape: tuple[int, ...], body: str
+) -> None:
+    dims = ", ".join(str(size) for size in shape)
+    text = f"""
+        g (float[N, {dims}] x) => (y)
+        <float[6, 4, 3, 3] w, float[6] b, float[8, 5] v, float[5] e> {{ {body} }}"""
+    rng = np.random.default_rng(0)
+    counts = (1 if index % 5 else 0 for index in range(16))
+    feeds = [{"x": rng.normal(size=(count, *shape)).astype("f4")} for count in counts]
+    proto = model(text)
+    static = QuantizeStatic(placement="all", prepare=False)
+    quantized = Pipeline((static,)).run(proto, samples=feeds[1:5]).model
+    result = Pipeline((kind(),)).run(quantized, samples=feeds, reference=proto)
+    assert not [found for found in result.diagnostics if found.code == "RCV103"]
+    with Session.open(result.model) as session:
+        assert session.run(feeds[0])["y"].shape[0] == 0
+        assert np.isfinite(session.run(feeds[1])["y"]).all()

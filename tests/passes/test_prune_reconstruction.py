@@ -216,3 +216,18 @@ def test_weights_of_constant_nodes_and_layers_that_read_a_constant(
     feeds = [{"x": rng.normal(1, 1, (8, size)).astype("f4")} for _ in range(16)]
     result = Pipeline((PruneChannels(ratio=0.5),)).run(model(text), samples=feeds, threads=1)
     assert notes(result, "PRN104")[0].startswith(f"{count} layers fitted: ")
+
+
+def test_samples_of_nothing_say_nothing() -> None:
+    text = """
+        g (float[N, 3, 16] x) => (y) <float[16, 32] w0, float[32] b0, float[32, 8] w> {
+          c = MatMul (x, w0)
+          a = Add (c, b0)
+          r = Relu (a)
+          y = MatMul (r, w)
+        }"""
+    rng = np.random.default_rng(0)
+    counts = (1 if index % 5 else 0 for index in range(24))
+    feeds = [{"x": rng.normal(1, 1, (count, 3, 16)).astype("f4")} for count in counts]
+    result = Pipeline((PruneChannels(ratio=0.5),)).run(model(text), samples=feeds, threads=1)
+    assert notes(result, "PRN104")

@@ -277,7 +277,7 @@ def _with_source(
 
 
 def _rows(layer: Layer, source: NDArray[Any]) -> NDArray[Any]:
-    pieces = list(layer.rows.pieces(source, _ROWS))
+    pieces = list(layer.rows.pieces(source, _ROWS)) if source.size else []
     if not pieces:
         return np.zeros((layer.groups, 0, layer.depth), np.float32)
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
