@@ -96,6 +96,8 @@ def is_not_negative(value: ir.Value, depth: int = _DEPTH) -> bool:
     if kind == "DequantizeLinear":
         grid = grid_of(node)
         return grid is not None and grid.single and grid.middle == grid.limits[0]
+    if kind == "Resize" and attribute(node, "mode", "nearest") == "cubic":
+        return False  # it swings over the ends
     if kind in MOVING or kind in _AVERAGES:
         first = input_at(node, 0)
         return first is not None and is_not_negative(first, depth - 1)

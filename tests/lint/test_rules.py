@@ -12,6 +12,7 @@ import pytest
 from onnxcomp.diagnostics import Severity
 from onnxcomp.ir import Model
 from onnxcomp.lint import codes, lint
+from onnxcomp.lint.bypass import is_not_negative
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import Session, optimized_model
 from onnxcomp_passes.quantize.fix_quantization import FixQuantization
@@ -566,3 +567,21 @@ def test_scales_and_zero_points_of_nothing() -> None:
           y = Relu (d)
         }"""
     assert lint(model(text)).counts
+
+
+@pytest.mark.parametrize(("mode", "stays"), [("nearest", True), ("linear", True), ("cubic", False)])
+def test_what_cubic_interpolation_makes_of_numbers_above_zero_may_be_below(
+    mode: str, stays: bool
+) -> None:
+    text = f"""
+        g (float[1, 2, 4, 4] x) => (y) <float[4] s = {{1, 1, 2, 2}}> {{
+          r = Relu (x)
+          y = Resize <mode = "{mode}"> (r, , s)
+        }}"""
+    proto = model(text)
+    (value,) = Model.load(proto).graph.outputs
+    assert is_not_negative(value) == stays
+    if not stays:
+        x = np.random.default_rng(0).normal(size=(1, 2, 4, 4)).astype("f4")
+        with Session.open(proto) as session:
+            assert session.run({"x": x})["y"].min() < 0
