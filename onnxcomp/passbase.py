@@ -19,7 +19,7 @@ from typing_extensions import override
 from onnxcomp.diagnostics import Diagnostic, Location, Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from typing import TypeAlias
 
@@ -60,6 +60,18 @@ class _Quiet:
 
 
 QUIET: Progress = _Quiet()
+
+
+def follow(task: Task) -> Callable[[float], None]:
+    """Returns a function that takes the share of the whole that is done, for code that knows no steps."""
+    done = 0.0
+
+    def advance(share: float) -> None:
+        nonlocal done
+        task.advance(share - done)
+        done = share
+
+    return advance
 
 
 class Requirement(Protocol):

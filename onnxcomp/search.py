@@ -13,8 +13,10 @@ from onnxcomp.bench import Limits, measure
 from onnxcomp.compare import Reference
 from onnxcomp.diagnostics import Diagnostic, Location, Severity
 from onnxcomp.errors import ModelError, PassFailedError, RuntimeUnavailableError
+from onnxcomp.ir import Edit
 from onnxcomp.metrics import evaluate
 from onnxcomp.optimization import optimize
+from onnxcomp.passbase import follow
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.recipe import make
 from onnxcomp.runtime import Session
@@ -25,14 +27,14 @@ from onnxcomp.trials import SearchOptions, Trial
 from onnxcomp.variants import REPAIRS, REST, TABLES, has_tables, variants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from onnxcomp.analysis.sensitivity import NodeDamage
     from onnxcomp.bench import Benchmark
     from onnxcomp.ir import Model
     from onnxcomp.metrics import Metric, Score
-    from onnxcomp.passbase import Outcome, Progress, Task
+    from onnxcomp.passbase import Outcome, Progress
     from onnxcomp.samples import Samples
     from onnxcomp.variants import Step, Variant
 
@@ -191,7 +193,7 @@ class Search:
         """Brings the weights into a form that loses less, once for all candidates."""
         steps = tuple(make(name, {}) for name in ("pool-means", "fuse-pointwise", "equalize"))
         made = Pipeline(steps, target=self.options.target).run(
-            simplified.model,
+            _named(simplified.model),
             samples=self.calibration,
             threads=self.options.threads,
             progress=self.progress,
@@ -247,7 +249,7 @@ class Search:
                 self.calibration.take(NOISE_SAMPLES),
                 threads=self.options.threads,
                 seconds=DAMAGE_SECONDS,
-                progress=_follow(task),
+                progress=follow(task),
             )
 
     def _judge(self, label: str, pipeline: str, model: Model, outcomes: Sequence[Outcome]) -> Trial:
@@ -298,7 +300,7 @@ class Search:
                 provider=self.options.provider,
                 threads=self.options.threads,
                 limits=Limits(seconds=self.options.seconds, seed=self.options.seed),
-                progress=_follow(task),
+                progress=follow(task),
                 memory=self.options.memory,
             )
 
@@ -318,6 +320,15 @@ class Search:
         return min(similar, key=lambda trial: (trial.drop, *_size(trial)))
 
 
+def _named(model: Model) -> Model:
+    """A copy in which every node of the main graph has a name, by which it can be given back to float."""
+    copy = model.copy()
+    edit = Edit(copy)
+    for node in copy.graph:
+        node.name = node.name or edit.fresh(node.op_type)
+    return copy
+
+
 def _bytes(trial: Trial) -> int:
     return trial.model.nbytes
 
@@ -332,18 +343,6 @@ def _joined(samples: Samples, batch: int) -> list[Mapping[str, Any]]:
         return list(samples.take(LATENCY_SAMPLES))
     found = list(itertools.islice(itertools.cycle(samples.take(batch)), batch))
     return [joined(found)]
-
-
-def _follow(task: Task) -> Callable[[float], None]:
-    """Turns shares of the whole into steps."""
-    done = 0.0
-
-    def advance(share: float) -> None:
-        nonlocal done
-        task.advance(share - done)
-        done = share
-
-    return advance
 
 
 def _others(prepared: Trial, best: Trial, names: Sequence[str]) -> tuple[str, ...]:

@@ -109,6 +109,7 @@ def sensitivity(
     """
     from onnxcomp.analysis.sensitivity import layer_sensitivity
     from onnxcomp.ir import Model
+    from onnxcomp.passbase import follow
 
     original = Model.load(model)
     samples = data.load(original.signature().inputs)
@@ -127,7 +128,7 @@ def sensitivity(
     gains = _gains(original, rounded, samples, target, threads)
     with stage("judging layers"), progress()(1.0, "judging layers") as task:
         found = layer_sensitivity(
-            original, rounded, judge, gains, seconds=judging.budget, progress=_follow(task)
+            original, rounded, judge, gains, seconds=judging.budget, progress=follow(task)
         )
     if not found.layers and not found.left:
         raise UserError(
@@ -231,17 +232,6 @@ def _seconds(times: NodeTimes, node: ir.Node) -> float | None:
     if found is None and follower is not None and is_op(follower, *_ABSORBED):
         return times.seconds.get(key_of(follower))
     return found
-
-
-def _follow(task: Any) -> Callable[[float], None]:  # noqa: ANN401 - a progress bar's task
-    done = 0.0
-
-    def advance(share: float) -> None:
-        nonlocal done
-        task.advance(share - done)
-        done = share
-
-    return advance
 
 
 def _bar(damage: float, largest: float) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from onnxcomp.quant.plan import Plan
     from onnxcomp.targets import Target
 
+
 @dataclass(frozen=True)
 class Check:
     """What the provider made of a quantized model.

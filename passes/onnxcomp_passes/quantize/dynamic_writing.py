@@ -18,6 +18,7 @@ from onnxcomp_passes.quantize.dynamic_numbers import (
     grid_of,
     smoothed,
 )
+from onnxcomp_passes.quantize.insertion import drop_unused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -99,7 +100,7 @@ class DynamicWriter:
                 self._attention(site)
             else:
                 self._product(site, fine=grade == FINE)
-        self._drop_unused()
+        drop_unused(self.edit, self._freed)
         return self._made
 
     # -- products ------------------------------------------------------------------------------------
@@ -360,13 +361,3 @@ class DynamicWriter:
         zeros = np.zeros(scale.shape, np.int8)
         zero = self.edit.initializer(zeros, name=f"{stored.name}_zero_point", graph=graph)
         return stored, scales, zero
-
-    def _drop_unused(self) -> None:
-        for value in dict.fromkeys(self._freed):
-            if value.uses() or value.is_graph_output() or value.is_graph_input():
-                continue
-            maker = value.producer()
-            if maker is not None:
-                self.edit.remove(maker)
-            elif value.is_initializer():
-                self.edit.drop_initializer(value)

@@ -20,7 +20,7 @@ from onnxcomp.quant.weights import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Mapping
 
     from onnxcomp.ir import Edit, Model
     from onnxcomp.quant.candidates import Candidate, Candidates
@@ -128,7 +128,7 @@ class Inserter:
             self._store(values[name])
         for candidate in self._chosen:
             self._constant_inputs(candidate)
-        self._drop_unused()
+        drop_unused(self.edit, self._freed)
         for node in list(self.model.graph):
             if node not in self._int8 and is_op(node, *_TAKEN_OVER) and self._would_be_taken(node):
                 self._keep_float(node)
@@ -408,17 +408,19 @@ class Inserter:
         self.edit.set_input(node, index, made.outputs[0])
         self._freed.append(old)
 
-    def _drop_unused(self) -> None:
-        unused = []
-        for value in dict.fromkeys(self._freed):
-            if value.uses() or value.is_graph_output() or value.is_graph_input():
-                continue
-            maker = value.producer()
-            if maker is not None:
-                self.edit.remove(maker)
-            elif value.is_initializer():
-                unused.append(value)
-        self.edit.drop_initializers(unused)
+
+def drop_unused(edit: Edit, values: Iterable[ir.Value]) -> None:
+    """Removes constants that nobody reads any more."""
+    unused = []
+    for value in dict.fromkeys(values):
+        if value.uses() or value.is_graph_output() or value.is_graph_input():
+            continue
+        maker = value.producer()
+        if maker is not None:
+            edit.remove(maker)
+        elif value.is_initializer():
+            unused.append(value)
+    edit.drop_initializers(unused)
 
 
 def _axis(candidate: Candidate, rank: int) -> int | None:
