@@ -111,13 +111,17 @@ def test_per_channel_axis_of_a_conv_is_ignored_without_a_word() -> None:
         assert np.abs(fast.run(feeds)["y"] - exact.run(feeds)["y"]).max() < 0.2
 
 
-def test_per_channel_axis_of_a_matmul_fails_when_it_runs() -> None:
+def test_per_channel_axis_of_a_matmul_fails_when_it_runs_or_is_right() -> None:
     feeds = {"x": RNG.normal(size=(3, 4)).astype("f4")}
-    with (
-        Session.open(around("MatMul", bytes_of(4, 5), axis=0)) as session,
-        pytest.raises(UserError),
-    ):
-        session.run(feeds)
+    rows = around("MatMul", bytes_of(4, 5), axis=0)
+    with Session.open(rows, optimization="disable") as exact:
+        (expected,) = exact.run(feeds).values()
+    with Session.open(rows) as session:
+        try:
+            (found,) = session.run(feeds).values()
+        except UserError:  # onnxruntime up to 1.31
+            found = expected
+    np.testing.assert_allclose(found, expected, atol=0.05)
     with Session.open(around("MatMul", bytes_of(4, 5), axis=1)) as session:
         session.run(feeds)
 
@@ -158,7 +162,9 @@ def test_sixteen_bit_activations_stay_float(op_type: str) -> None:
         placement="all", prepare=False, observer="min-max", withdraw=False, activations="uint16"
     )
     made = Pipeline((step,)).run(proto, samples=samples(proto), threads=1).model.to_proto()
-    assert op_type in judge(made).floats
+    verdict = judge(made)
+    # From 1.32 on onnxruntime takes the weights of some without rounding activations.
+    assert op_type in verdict.floats or "MatMulNBits" in verdict.operators
 
 
 @pytest.mark.parametrize("op_type", ["Transpose", "Reshape", "Slice"])
