@@ -112,18 +112,23 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
     data = _split(samples, validation, original)
     with Search(original, *data, _metric(metric), options, progress) as search:
         search.run()
+    return _concluded(search, data, start)
+
+
+def _concluded(search: Search, data: tuple[Samples, Samples], start: float) -> CompressResult:
+    """Chooses, and puts the record together."""
     from onnxcomp.compression_report import compress_report
     from onnxcomp.verdict import conversions, explained
 
     chosen = search.choose()
-    met = not chosen.rejected and chosen.ratio <= 1 + NOISE
     remarks = [
         *search.notes,
         *explained(chosen, search.trials),
-        *conversions(chosen.model, target),
+        *conversions(chosen.model, search.options.target),
     ]
     taken = time.perf_counter() - start
-    report = compress_report(search.trials, chosen, options, data, remarks, taken)
+    report = compress_report(search.trials, chosen, search.options, data, remarks, taken)
+    met = not chosen.rejected and chosen.ratio <= 1 + NOISE
     return CompressResult(chosen.model, chosen, tuple(search.trials), met, report)
 
 
