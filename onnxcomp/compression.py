@@ -53,7 +53,7 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
     target: str = "cpu",
     max_drop: float = 0.01,
     threads: int = 1,
-    trials: int = 8,
+    trials: int = 12,
     seconds: float = 6.0,
     seed: int = 0,
     memory: bool = True,
@@ -77,7 +77,7 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
         target: Where the model will run.
         max_drop: How much worse the metric may get, relative to the original (0.01 is 1 %).
         threads: Threads of one operator in all measurements.
-        trials: How many quantized candidates may be built.
+        trials: How many quantized candidates may be built, before the rounding of the chosen one is repaired.
         seconds: Time for the final latency measurement.
         seed: Seed of everything random.
         memory: Whether to measure peak memory as well.

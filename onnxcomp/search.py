@@ -62,7 +62,6 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     notes: list[Diagnostic] = field(default_factory=list)
     _prepared: Trial | None = None
-    _static: set[str] = field(default_factory=set)
 
     def __enter__(self) -> Search:
         self.session = Session.open(
@@ -129,20 +128,22 @@ class Search:
                 rejected |= {made.label} if made.rejected else set()
                 trials.append(made)
                 yield made
-        static = [trial for trial in trials if built[trial.label].is_static]
-        self._static |= {trial.label for trial in static}
-        if static and all(trial.rejected for trial in static):
-            best = min(static, key=lambda trial: trial.drop)
-            for made in self._repaired(prepared, best, built[best.label], len(trials)):
-                trials.append(made)
-                yield made
-        for made in self._smaller(trials):
-            self._static |= {made.label for label in self._static if made.label.startswith(label)}
+        more = self._more(prepared, trials, built)
+        for made in itertools.islice(more, max(options.trials - len(trials), 0)):
+            trials.append(made)
             yield made
 
-    def _repaired(
-        self, prepared: Trial, best: Trial, variant: Variant, built: int
+    def _more(
+        self, prepared: Trial, trials: Sequence[Trial], built: Mapping[str, Variant]
     ) -> Iterator[Trial]:
+        """Yields what can be made of candidates: repaired ones where none is good enough, smaller ones."""
+        static = [trial for trial in trials if built[trial.label].is_static]
+        if static and all(trial.rejected for trial in static):
+            best = min(static, key=lambda trial: trial.drop)
+            yield from self._repaired(prepared, best, built[best.label])
+        yield from self._smaller(tuple(trials))
+
+    def _repaired(self, prepared: Trial, best: Trial, variant: Variant) -> Iterator[Trial]:
         """Repairs the rounding of a candidate; gives the nodes that hurt most back to float, in turn."""
         mended = self._continued(best, f"{best.label}, repaired", REPAIRS, prepared.model)
         if mended is not None:
@@ -152,7 +153,7 @@ class Search:
             best = min(best, mended, key=lambda trial: trial.drop)
         damages = self._damages(prepared, best)
         known: set[str] = set()
-        for share in GIVEN_BACK[: max(self.options.trials - built, 1)]:
+        for share in GIVEN_BACK:
             names = most_harmful(damages, share)
             if not names or set(names) == known:
                 continue
@@ -168,7 +169,7 @@ class Search:
     def _polish(self) -> None:
         """Repairs the rounding of the candidate that would be chosen; that takes no time when it runs."""
         chosen = self.choose()
-        if self._prepared is None or chosen.label not in self._static:
+        if self._prepared is None or not _can_be_repaired(chosen):
             return
         label = f"{chosen.label}, repaired"
         made = self._continued(chosen, label, REPAIRS, self._prepared.model)
@@ -343,6 +344,15 @@ def _joined(samples: Samples, batch: int) -> list[Mapping[str, Any]]:
         return list(samples.take(LATENCY_SAMPLES))
     found = list(itertools.islice(itertools.cycle(samples.take(batch)), batch))
     return [joined(found)]
+
+
+def _can_be_repaired(trial: Trial) -> bool:
+    """Whether a candidate has rounding that was not repaired yet."""
+    steps = [outcome.step for outcome in trial.outcomes if outcome.changed]
+    repairs = tuple(name for name, _ in REPAIRS)
+    return any(step.startswith("quantize-static") for step in steps) and not any(
+        step.startswith(repairs) for step in steps
+    )
 
 
 def _others(prepared: Trial, best: Trial, names: Sequence[str]) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class SearchOptions:
         provider: Execution provider to measure with.
         max_drop: How much worse the metric may get, relative to the original.
         threads: Threads of one operator, in measurements and in the search.
-        trials: How many quantized candidates may be built.
+        trials: How many quantized candidates may be built, before the chosen one is repaired.
         seconds: Time for the final latency measurement.
         seed: Seed of everything random.
         memory: Whether to measure peak memory as well.
@@ -65,7 +65,7 @@ class SearchOptions:
     provider: str = "cpu"
     max_drop: float = 0.01
     threads: int = 1
-    trials: int = 8
+    trials: int = 12
     seconds: float = 6.0
     seed: int = 0
     memory: bool = True

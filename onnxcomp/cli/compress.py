@@ -82,9 +82,9 @@ goal_options = bundle(
     click.option(
         "--trials",
         type=click.IntRange(min=1),
-        default=8,
+        default=12,
         show_default=True,
-        help="How many candidates may be built.",
+        help="How many candidates may be built, before the chosen one is repaired.",
     ),
     click.option(
         "--measure-time",

@@ -60,7 +60,7 @@ def _demo(folder: Path, measure_time: float, seed: int) -> int:
         metric=None,
         validation=str(included.EVALUATION),
         threads=1,
-        trials=8,
+        trials=12,
         measure_time=measure_time,
         memory=True,
         prefer="speed",

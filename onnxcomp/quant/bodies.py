@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -94,14 +95,20 @@ def collect(
     values = [v for b in bodies for v in (*b.node.inputs, *map(b.outside, b.outer))]
     names = dict.fromkeys(v.name or "" for v in values if v is not None and constant(v) is None)
     taps = [name for name in names if name and name not in inputs]
-    with Session.open(model, outputs=taps, threads=threads) as session:
+    with ExitStack() as stack:
+        session = stack.enter_context(Session.open(model, outputs=taps, threads=threads))
+        loops = {
+            body: stack.enter_context(Session.open(body.model, threads=threads))
+            for body in bodies
+            if is_op(body.node, "Loop")
+        }
         for feeds in islice(samples, _MOST_SAMPLES):
             known = {**feeds, **(session.run(feeds, taps) if taps else {})}
             for body in bodies:
-                if is_op(body.node, "If"):
-                    _take_branch(body, known)
+                if body in loops:
+                    _take_steps(body, known, loops[body])
                 else:
-                    _take_steps(body, known, threads)
+                    _take_branch(body, known)
 
 
 def put_back(edit: Edit, body: Body, result: Model) -> None:
@@ -239,7 +246,7 @@ def _take_branch(body: Body, known: Mapping[str, Any]) -> None:
         body.take(known)
 
 
-def _take_steps(body: Body, known: Mapping[str, Any], threads: int) -> None:
+def _take_steps(body: Body, known: Mapping[str, Any], session: Session) -> None:
     """Runs the body of a Loop as the runtime would, for a few iterations."""
     inputs = list(body.node.inputs)
     count, going = (_value(value, known) for value in inputs[:_LOOP_STATE])
@@ -250,13 +257,12 @@ def _take_steps(body: Body, known: Mapping[str, Any], threads: int) -> None:
     most = _STEPS if count is None else min(int(count.reshape(-1)[0]), _STEPS)
     captured = {name: known[name] for name in body.captured if name in known}
     names = [value.name or "" for value in body.model.graph.outputs][: len(state)]
-    with Session.open(body.model, threads=threads) as session:
-        for step in range(most):
-            if not bool(np.asarray(state[0]).reshape(-1)[:1].all()):
-                break
-            given = [np.asarray(array) for array in (np.int64(step), *state)]
-            feeds = {**dict(zip(body.given, given, strict=True)), **captured}
-            body.take(feeds)
-            read = {spec.name for spec in session.inputs}
-            results = session.run({k: v for k, v in feeds.items() if k in read}, names)
-            state = [results[name] for name in names]
+    for step in range(most):
+        if not bool(np.asarray(state[0]).reshape(-1)[:1].all()):
+            break
+        given = [np.asarray(array) for array in (np.int64(step), *state)]
+        feeds = {**dict(zip(body.given, given, strict=True)), **captured}
+        body.take(feeds)
+        read = {spec.name for spec in session.inputs}
+        results = session.run({k: v for k, v in feeds.items() if k in read}, names)
+        state = [results[name] for name in names]

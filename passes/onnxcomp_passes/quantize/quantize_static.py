@@ -79,8 +79,8 @@ class QuantizeStatic(Pass):
     codes: ClassVar[Mapping[str, str]] = {
         "QNT101": "The model has quantized operators already; it was left as it is, because rounding twice "
         "only loses. Start from the float model.",
-        "QNT102": "Per-channel Q/DQ needs opset 13, Q/DQ of 16 bits opset 21, and an operator of this model means something else "
-        "there. Export the model with a newer opset.",
+        "QNT102": "Per-channel Q/DQ needs opset 13, Q/DQ of 16 bits opset 21, and an operator of this model "
+        "means something else there. Export the model with a newer opset.",
         "QNT103": "The target has no int8 kernel for this form of the operator, or an option left it out.",
         "QNT104": "The provider runs this node inside a fused float kernel, which Q/DQ would take apart.",
         "QNT105": "Measured on the samples, the node costs less time in float than in int8 with the "
@@ -121,7 +121,8 @@ class QuantizeStatic(Pass):
     reduce_range: bool | None = None
     """Weights of 7 bits; by default where the processor needs it."""
     prepare: bool = True
-    """First do what `pool-means`, `fuse-pointwise` and `equalize` do, which makes rounding cost less."""
+    """First do what `pool-means`, `fuse-pointwise` and `equalize` do, which makes rounding cost less. In the bodies of If and
+    Loop that is always done."""
     withdraw: bool = True
     """Take Q/DQ out again around nodes that the provider leaves in float; `false` for another runtime than this."""
     correct_bias: bool = True
