@@ -14,6 +14,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any, TypeAlias
 
 import onnx
@@ -49,6 +50,7 @@ COLUMNS = [
 ]
 OURS, CONTRIB = "onnxcomp", "onnxcomp_contrib"
 # A latency closer than this is the same; so is a metric or an SQNR.
+NEAR_FLOAT = 0.01
 SAME_LATENCY, SAME_METRIC, SAME_SQNR = 0.03, 0.0005, 0.1
 
 
@@ -82,7 +84,7 @@ def main() -> None:
                 "Compression against peers",
                 rows,
                 COLUMNS,
-                notes=[*notes, *_verdicts(rows)],
+                notes=[*notes, *_verdicts(rows), *_gains(rows)],
             )
 
 
@@ -231,6 +233,30 @@ def _verdicts(rows: list[Row]) -> list[str]:
         head = f"{name}: {ours['latency_ratio']:.3f} of float, metric {ours['metric'] - base['metric']:+.4f}"
         verdicts.append(f"{head}; " + ("; ".join(ahead) or "no peer is ahead in anything"))
     return verdicts
+
+
+def _gains(rows: list[Row]) -> list[str]:
+    """How much faster we are than the fastest peer, and than the fastest one within 1 % of float."""
+    any_quality, equal_quality = [], []
+    for name in dict.fromkeys(row["model"] for row in rows):
+        timed = [r for r in rows if r["model"] == name and r.get("latency_ratio") and "metric" in r]
+        by_tool = {row["tool"]: row for row in timed}
+        base = by_tool.pop("float", None)
+        own = [by_tool.pop(tool) for tool in (OURS, CONTRIB) if tool in by_tool]
+        if base is None or not own or not by_tool:
+            continue
+        ours = min(row["latency_ratio"] for row in own)
+        least = base["metric"] - NEAR_FLOAT * abs(base["metric"])
+        good = [row["latency_ratio"] for row in by_tool.values() if row["metric"] >= least]
+        any_quality.append(min(row["latency_ratio"] for row in by_tool.values()) / ours)
+        equal_quality.append(min([1.0, *good]) / ours)
+    if not any_quality:
+        return []
+    return [
+        f"geometric mean over {len(any_quality)} models: {geometric_mean(any_quality):.3f} times as fast as the "
+        f"fastest peer, {geometric_mean(equal_quality):.3f} times as fast as float or the fastest peer whose "
+        f"metric is within {NEAR_FLOAT:.0%} of it (of our results the faster one, --contrib included)"
+    ]
 
 
 def _ahead(peer: Row, ours: Row) -> str:
