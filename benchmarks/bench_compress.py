@@ -15,25 +15,21 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import geometric_mean
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import onnx
 from _common import (
     RESULTS,
     Row,
-    interleaved_latency,
-    model_bytes,
     onnxcomp_command,
-    open_session,
     parser,
-    ratio,
     run_child,
-    run_session,
     say,
     write_results,
 )
 from _models import Bundle, chosen_bundles
 from _peers import QUANTIZERS, Quantized, interpreters, quantize, quantizers_for
+from _scoring import score_and_time
 
 COLUMNS = [
     "model",
@@ -168,24 +164,7 @@ def _bundle_rows(bundle: Bundle, tools: dict[str, Tool], work: Path, rounds: int
         }
         if not made.failure:
             models[name] = out
-    sessions = {}
-    for name, model in models.items():
-        try:
-            session = open_session(model)
-            scores = bundle.score([run_session(session, feeds) for feeds in bundle.feeds])
-            session.run(None, bundle.timed_feeds)
-        except Exception as error:  # noqa: BLE001  (onnxruntime raises many kinds)
-            rows[name]["note"] += f" does not run: {str(error)[:120]}"
-            continue
-        sessions[name] = (session, bundle.timed_feeds)
-        rows[name] |= {
-            "metric": scores[bundle.primary],
-            "cosine": scores["cosine"],
-            "sqnr_db": scores["sqnr_db"],
-            "scores": scores,
-            "bytes": model_bytes(model),
-        }
-    _add_latency(sessions, rows, rounds)
+    score_and_time(bundle, models, rows, rounds)
     return list(rows.values())
 
 
@@ -207,15 +186,6 @@ def _made(name: str, tool: Tool, out: Path) -> Quantized:
         made = Quantized("wrote nothing", made.note, made.seconds)
     record.write_text(json.dumps(vars(made)) + "\n")
     return made
-
-
-def _add_latency(sessions: dict[str, Any], rows: dict[str, Row], rounds: int) -> None:
-    if "float" not in sessions:
-        return
-    times = interleaved_latency(sessions, rounds=rounds)
-    for name, seconds in times.items():
-        rows[name]["latency_ratio"], rows[name]["spread"] = ratio(seconds, times["float"])
-        rows[name]["best_ms"] = min(seconds) * 1e3
 
 
 def _verdicts(rows: list[Row]) -> list[str]:

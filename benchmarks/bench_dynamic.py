@@ -13,25 +13,20 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import onnx
 from _common import (
     RESULTS,
     Row,
-    interleaved_latency,
-    model_bytes,
     onnxcomp_command,
-    open_session,
     parser,
-    ratio,
     run_child,
-    run_session,
     say,
     write_results,
 )
 from _models import Bundle, chosen_bundles
 from _peers import Quantized, installed, quantize
+from _scoring import score_and_time
 
 COLUMNS = [
     "model",
@@ -124,7 +119,7 @@ def _bundle_rows(
         }
         if not made.failure and out.exists():
             models[name] = out
-    _score(bundle, models, rows, chosen.rounds)
+    score_and_time(bundle, models, rows, chosen.rounds)
     return list(rows.values())
 
 
@@ -146,32 +141,6 @@ def _ours(
     )
     child = run_child(command, timeout=chosen.timeout)
     return Quantized(child.reason if child.returncode else "", "", child.seconds)
-
-
-def _score(bundle: Bundle, models: dict[str, Path], rows: dict[str, Row], rounds: int) -> None:
-    sessions: dict[str, Any] = {}
-    for name, model in models.items():
-        try:
-            session = open_session(model)
-            scores = bundle.score([run_session(session, feeds) for feeds in bundle.feeds])
-            session.run(None, bundle.timed_feeds)
-        except Exception as error:  # noqa: BLE001  (onnxruntime raises many kinds)
-            rows[name]["note"] += f" does not run: {str(error)[:120]}"
-            continue
-        sessions[name] = (session, bundle.timed_feeds)
-        rows[name] |= {
-            "metric": scores[bundle.primary],
-            "cosine": scores["cosine"],
-            "sqnr_db": scores["sqnr_db"],
-            "scores": scores,
-            "bytes": model_bytes(model),
-        }
-    if "float" not in sessions:
-        return
-    times = interleaved_latency(sessions, rounds=rounds)
-    for name, seconds in times.items():
-        rows[name]["latency_ratio"], rows[name]["spread"] = ratio(seconds, times["float"])
-        rows[name]["best_ms"] = min(seconds) * 1e3
 
 
 def _verdicts(rows: list[Row]) -> list[str]:
