@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 from typing_extensions import override
 
 from onnxcomp.analysis.channels import Channels
 from onnxcomp.analysis.shapes import Shapes
-from onnxcomp.errors import SamplesError, UserError
+from onnxcomp.errors import UserError
 from onnxcomp.passbase import Pass
-from onnxcomp_passes.prune.support.activity import unit_costs
 from onnxcomp_passes.prune.support.arithmetic import arithmetic
-from onnxcomp_passes.prune.support.criteria import Criterion, scores
+from onnxcomp_passes.prune.support.criteria import CriterionName, unit_scores
 from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
 from onnxcomp_passes.prune.support.selection import Candidate, Spread, least_units, select
@@ -71,9 +70,7 @@ class PruneChannels(Pass):
     """Share of the arithmetic to remove; an open batch counts as 1, other open dimensions as 128."""
     parameters: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the weights to remove."""
-    criterion: Literal[
-        "auto", "l1", "l2", "std", "median", "scale", "random", "activation", "wanda", "obs"
-    ] = "auto"
+    criterion: CriterionName = "auto"
     """What tells how much a channel matters: its own weights (l1, l2, std, median, scale), what it carries on
     samples (activation), what it carries into the layers that read it (wanda), what those lose when the
     others make up for it (obs), or nothing (random); `auto` is wanda with samples and l2 without."""
@@ -163,7 +160,7 @@ class PruneChannels(Pass):
 
     def _candidates(self, ctx: Context, channels: ChannelMap) -> list[Candidate]:
         found = []
-        observed = self._observed(ctx, channels)
+        scores = unit_scores(ctx, channels, self.criterion, self.seed)
         for index, group in enumerate(channels.groups):
             names = _names(channels, group)
             if not names:
@@ -172,30 +169,9 @@ class PruneChannels(Pass):
                 ctx.skip("PRN103", names[0], why)
                 continue
             found.append(
-                Candidate(
-                    group,
-                    observed[index] if index in observed else self._scores(channels, group),
-                    least_units(group.units, self.keep, self.multiple),
-                )
+                Candidate(group, scores[index], least_units(group.units, self.keep, self.multiple))
             )
         return found
-
-    def _observed(self, ctx: Context, channels: ChannelMap) -> dict[int, Array]:
-        """What units cost on samples, where the criterion asks for that."""
-        name = "wanda" if self.criterion == "auto" and ctx.samples is not None else self.criterion
-        if name != "activation" and name != "wanda" and name != "obs":
-            return {}
-        if ctx.samples is None:
-            raise SamplesError(
-                f"the criterion {name} looks at samples", hint="give --data, or choose l1 or l2"
-            )
-        return unit_costs(ctx, channels, name)
-
-    def _scores(self, channels: ChannelMap, group: Group) -> Array:
-        """What the weights of a group say."""
-        if self.criterion in {"auto", "activation", "wanda", "obs"}:
-            return scores(channels, group, "l2", self.seed)
-        return scores(channels, group, cast("Criterion", self.criterion), self.seed)
 
     def _reason(self, group: Group, names: Sequence[str]) -> str:
         """Returns why a group is left alone."""

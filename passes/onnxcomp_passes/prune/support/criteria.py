@@ -1,4 +1,4 @@
-"""How much each channel matters, judged by the weights alone."""
+"""How much each channel matters."""
 
 from __future__ import annotations
 
@@ -6,15 +6,50 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from onnxcomp.errors import SamplesError
 from onnxcomp.ir.ops import array
+from onnxcomp_passes.prune.support.activity import unit_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from onnxcomp.analysis.channels import ChannelMap, Group
+    from onnxcomp.passbase import Context
 
 Array = np.ndarray[Any, Any]
 Criterion = Literal["l1", "l2", "std", "median", "scale", "random"]
+CriterionName = Literal[
+    "auto", "l1", "l2", "std", "median", "scale", "random", "activation", "wanda", "obs"
+]
+
+
+def unit_scores(
+    ctx: Context, channels: ChannelMap, name: CriterionName, seed: int
+) -> dict[int, Array]:
+    """Returns how much each unit of each group matters, by the index of the group.
+
+    Args:
+        ctx: The pass; some criteria look at its samples.
+        channels: The channels of the model.
+        name: What to judge by.
+        seed: Seed of `random`.
+
+    Raises:
+        SamplesError: The criterion looks at samples, and there are none.
+    """
+    if name == "auto":
+        name = "l2" if ctx.samples is None else "wanda"
+    if name != "activation" and name != "wanda" and name != "obs":
+        return {i: scores(channels, group, name, seed) for i, group in enumerate(channels.groups)}
+    if ctx.samples is None:
+        raise SamplesError(
+            f"the criterion {name} looks at samples", hint="give --data, or choose l1 or l2"
+        )
+    found = unit_costs(ctx, channels, name)
+    for index, group in enumerate(channels.groups):
+        if index not in found:
+            found[index] = scores(channels, group, "l2", seed)
+    return found
 
 
 def scores(channels: ChannelMap, group: Group, criterion: Criterion, seed: int) -> Array:
