@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import click
+from pydantic import BeforeValidator
 
 from onnxcomp import recipe
 
@@ -98,15 +99,28 @@ def _option(name: str, field: FieldInfo, text: str) -> click.Option:
         text = f"{text}  [{'required' if field.is_required() else f'default: {default}'}]".strip()
     if kind == "flag":
         return click.Option([f"{flag}/--no-{flag[2:]}", PREFIX + name], default=None, help=text)
-    inner = _inner(field.annotation)
     several = kind in {"several", "mapping"}
     return click.Option(
-        [flag, PREFIX + name],
-        type=_click_type(inner, kind),
+        [flag, *_shorter(field), PREFIX + name],
+        type=str if _is_parsed(field.annotation) else _click_type(_inner(field.annotation), kind),
         multiple=several,
         metavar="KEY=VALUE" if kind == "mapping" else None,
         help=f"{text}  [repeatable]" if several else text,
     )
+
+
+def _shorter(field: FieldInfo) -> list[str]:
+    """Returns another spelling of the option, if the field names one (`json_schema_extra`: `flag`)."""
+    extra = field.json_schema_extra
+    found = extra.get("flag") if isinstance(extra, Mapping) else None
+    return [f"--{found}"] if isinstance(found, str) else []
+
+
+def _is_parsed(annotation: object) -> bool:
+    """Whether the field takes more than its type: `50%` for a float."""
+    if any(isinstance(each, BeforeValidator) for each in getattr(annotation, "__metadata__", ())):
+        return True
+    return any(_is_parsed(each) for each in get_args(annotation))
 
 
 def _click_type(inner: object, kind: str) -> Any:  # noqa: ANN401 - what click takes as a type

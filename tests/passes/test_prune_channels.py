@@ -143,5 +143,5 @@ def test_a_goal_out_of_reach() -> None:
 
 
 def test_two_goals_are_one_too_many() -> None:
-    with pytest.raises(ValueError, match="one of ratio, flops and parameters"):
+    with pytest.raises(ValueError, match="one of ratio, flops, parameters and latency"):
         PruneChannels(ratio=0.5, flops=0.5)

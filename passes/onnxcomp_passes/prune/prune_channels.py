@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from typing_extensions import override
 
 from onnxcomp.analysis.channels import Channels
 from onnxcomp.analysis.shapes import Shapes
-from onnxcomp.errors import UserError
-from onnxcomp.passbase import Pass
-from onnxcomp_passes.prune.support.arithmetic import arithmetic
 from onnxcomp_passes.prune.support.criteria import CriterionName, unit_scores
+from onnxcomp_passes.prune.support.goals import Goals, least_share, preferred_multiple
 from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
 from onnxcomp_passes.prune.support.selection import Candidate, Spread, least_units, select
@@ -25,22 +23,20 @@ if TYPE_CHECKING:
 
     from onnxcomp.analysis.channels import ChannelMap, Group
     from onnxcomp.analysis.shapes import ShapeMap
-    from onnxcomp.ir import Model
     from onnxcomp.passbase import Context
     from onnxcomp_passes.prune.support.selection import Array
 
-# Halvings of the share that is looked for; finer than a channel of a thousand.
-_STEPS = 12
 _SPREADS: tuple[Spread, ...] = ("uniform", "global")
 
 
-class PruneChannels(Pass):
+class PruneChannels(Goals):
     """Removes the channels that matter least, and everything that made or read them.
 
     Channels that belong together (through residual sums, depthwise convolutions, concatenations,
     heads of attention, gates of recurrent layers...) go together, so that the model that is left is
     an ordinary smaller one. Inputs and outputs stay. Say how much: a share of all channels
-    (`ratio`), of the arithmetic (`flops`) or of the weights (`parameters`).
+    (`ratio`), of the arithmetic (`flops`), of the weights (`parameters`), or the time that may be left
+    (`latency`).
 
     What is left was not trained to be alone. With samples it is fitted, layer after layer, to what the
     layers gave before (`reconstruct`), which brings most of the quality back: measure it, train it on, or
@@ -64,12 +60,6 @@ class PruneChannels(Pass):
         "between layers are sequences.",
     }
 
-    ratio: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of channels to remove, 0.5 when nothing else is asked for."""
-    flops: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the arithmetic to remove; an open batch counts as 1, other open dimensions as 128."""
-    parameters: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of the weights to remove."""
     criterion: CriterionName = "auto"
     """What tells how much a channel matters: its own weights (l1, l2, std, median, scale), what it carries on
     samples (activation), what it carries into the layers that read it (wanda), what those lose when the
@@ -79,8 +69,9 @@ class PruneChannels(Pass):
     what comes nearer to the original on held-out samples, and uniform without samples."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of its channels that each group keeps at least."""
-    multiple: Annotated[int, Field(ge=1)] = 1
-    """What is left of a group is a multiple of this; 8 or 16 suits many kernels."""
+    multiple: PositiveInt | None = None
+    """What is left of a group is a multiple of this; unless given, of the block of channels that the target's
+    kernels work on where a group has many blocks, or where the goal is time."""
     normalized: bool = False
     """Also remove channels that a normalization or softmax runs over, which changes all the others."""
     skip: tuple[str, ...] = ()
@@ -91,13 +82,6 @@ class PruneChannels(Pass):
     """How many samples to fit on; every fourth one only decides what stays."""
     seed: int = 0
     """Seed of the criterion `random`."""
-
-    @model_validator(mode="after")
-    def _one_goal(self) -> PruneChannels:
-        goals = [goal for goal in (self.ratio, self.flops, self.parameters) if goal is not None]
-        if len(goals) > 1:
-            raise ValueError("give one of ratio, flops and parameters")
-        return self
 
     @override
     def run(self, ctx: Context) -> None:
@@ -168,9 +152,10 @@ class PruneChannels(Pass):
             if why := self._reason(group, names):
                 ctx.skip("PRN103", names[0], why)
                 continue
-            found.append(
-                Candidate(group, scores[index], least_units(group.units, self.keep, self.multiple))
-            )
+            timed = self.latency is not None
+            multiple = self.multiple or preferred_multiple(ctx, group.units, timed=timed)
+            least = least_units(group.units, self.keep, multiple)
+            found.append(Candidate(group, scores[index], least, multiple))
         return found
 
     def _reason(self, group: Group, names: Sequence[str]) -> str:
@@ -185,33 +170,21 @@ class PruneChannels(Pass):
         self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate], spread: Spread
     ) -> float:
         """Returns the share of channels that reaches the goal."""
-        goal = self.flops or self.parameters
-        if goal is None:
+        gauge = self.gauge(ctx)
+        if gauge is None:
             return self.ratio or 0.5
-        before = self._size(ctx.model)
-        low, high = 0.0, 1.0
-        for _ in range(_STEPS):
-            middle = (low + high) / 2
-            mark = ctx.edit.mark()
-            self._remove(ctx, shapes, candidates, middle, spread)
-            reached = 1 - self._size(ctx.model) / before >= goal
-            ctx.edit.rollback(mark)
-            low, high = (low, middle) if reached else (middle, high)
-        if high == 1.0:
-            ctx.warn("PRN102", "model", "every group is down to what it keeps")
-        return high
 
-    def _size(self, model: Model) -> float:
-        """Returns the arithmetic or the weights of a model, whichever is the goal."""
-        if self.parameters is not None:
-            return float(sum(v.const_value.size for v in model.initializers() if v.const_value))
-        total = arithmetic(model)
-        if not total:
-            raise UserError(
-                "the arithmetic of the model cannot be counted, because shapes are not known",
-                hint="ask for a share of the channels (ratio) or of the weights (parameters)",
-            )
-        return total
+        def reached(share: float) -> bool:
+            mark = ctx.edit.mark()
+            self._remove(ctx, shapes, candidates, share, spread)
+            found = gauge.reached(ctx.model)
+            ctx.edit.rollback(mark)
+            return found
+
+        share = least_share(reached, gauge.steps)
+        if share == 1.0:
+            ctx.warn("PRN102", "model", "every group is down to what it keeps")
+        return share
 
     def _remove(
         self,
@@ -222,7 +195,7 @@ class PruneChannels(Pass):
         spread: Spread,
     ) -> tuple[Removal, int]:
         removal = Removal(ctx, shapes)
-        chosen: list[Array] = select(candidates, share, spread, self.multiple)
+        chosen: list[Array] = select(candidates, share, spread)
         for candidate, dead in zip(candidates, chosen, strict=True):
             if dead.any():
                 removal.drop(candidate.group, dead)

@@ -24,11 +24,13 @@ class Candidate:
         group: The group.
         scores: [units] How much each unit matters, 1 on average.
         least: How many units must stay.
+        multiple: What is left is a multiple of this, where the group had one or more.
     """
 
     group: Group
     scores: Array
     least: int
+    multiple: int = 1
 
 
 def least_units(units: int, keep: float, multiple: int) -> int:
@@ -37,16 +39,13 @@ def least_units(units: int, keep: float, multiple: int) -> int:
     return min(units, -(-wanted // multiple) * multiple)
 
 
-def select(
-    candidates: Sequence[Candidate], share: float, spread: Spread, multiple: int
-) -> list[Array]:
+def select(candidates: Sequence[Candidate], share: float, spread: Spread) -> list[Array]:
     """Returns for each candidate which units go.
 
     Args:
         candidates: Groups with scores.
         share: Share of all units that goes, 0 to 1, before rounding.
         spread: `uniform` takes the same share of each group, `global` what matters least anywhere.
-        multiple: What is left is a multiple of this, where the group had one or more.
     """
     if spread == "global" and candidates:
         everything = np.sort(np.concatenate([candidate.scores for candidate in candidates]))
@@ -55,14 +54,14 @@ def select(
     else:
         wanted = [int(c.group.units * share) for c in candidates]
     return [
-        _lowest(candidate, _rounded(candidate, count, multiple))
+        _lowest(candidate, _rounded(candidate, count))
         for candidate, count in zip(candidates, wanted, strict=True)
     ]
 
 
-def _rounded(candidate: Candidate, count: int, multiple: int) -> int:
+def _rounded(candidate: Candidate, count: int) -> int:
     """How many units go, so that what stays is a multiple and no less than must stay."""
-    units = candidate.group.units
+    units, multiple = candidate.group.units, candidate.multiple
     left = max(units - count, candidate.least)
     if units >= multiple:
         left = min(units, -(-left // multiple) * multiple)
