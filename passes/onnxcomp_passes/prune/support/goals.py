@@ -1,0 +1,214 @@
+"""How much to remove: a share of units, of the arithmetic, of the weights, or of the measured time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from typing_extensions import override
+
+from onnxcomp.bench import Limits, measure
+from onnxcomp.errors import SamplesError, UserError
+from onnxcomp.passbase import Pass
+from onnxcomp.samples import load_samples
+from onnxcomp_passes.prune.support.arithmetic import arithmetic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+
+    from onnxcomp.ir import Model
+    from onnxcomp.passbase import Context
+
+# Halvings of the share that is looked for: finer than a channel of a thousand, and for what is timed,
+# finer than the clock tells apart.
+STEPS, TIMED_STEPS = 12, 6
+_SECONDS = 1.5
+_TIMED_SAMPLES = 4
+
+
+def parse_share(value: object) -> object:
+    """Turns `50%` into 0.5; everything else stays what it is."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.endswith("%"):
+        return float(text[:-1]) / 100
+    return float(text)
+
+
+def parse_factor(value: object) -> object:
+    """Turns `0.6x` and `60%` into 0.6; everything else stays what it is."""
+    if isinstance(value, str):
+        return parse_share(value.strip().removesuffix("x"))
+    return value
+
+
+Share = Annotated[float, BeforeValidator(parse_share), Field(gt=0, lt=1)]
+Factor = Annotated[float, BeforeValidator(parse_factor), Field(gt=0, lt=1)]
+
+
+class Goals(Pass):
+    """A pass that is told how much to remove."""
+
+    ratio: Share | None = None
+    """Share of what can go that goes, 0.5 when nothing else is asked for."""
+    flops: Share | None = None
+    """Share of the arithmetic to remove, `50%` or 0.5; an open batch counts as 1, other open dimensions
+    as 128."""
+    parameters: Annotated[Share | None, Field(json_schema_extra={"flag": "params"})] = None
+    """Share of the weights to remove, `50%` or 0.5."""
+    latency: Factor | None = None
+    """Share of the time to keep, measured side by side with the original on one thread: `0.6x` asks for a
+    model that takes at most 0.6 of the time."""
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Self:
+        goals = (self.ratio, self.flops, self.parameters, self.latency)
+        if sum(goal is not None for goal in goals) > 1:
+            raise ValueError("give one of ratio, flops, parameters and latency")
+        return self
+
+    def gauge(self, ctx: Context) -> Gauge | None:
+        """Returns how to tell whether the goal is reached; None when it is a share of the units."""
+        if self.flops is not None:
+            return ArithmeticGauge(1 - self.flops, ctx.model)
+        if self.parameters is not None:
+            return WeightsGauge(1 - self.parameters, ctx.model)
+        if self.latency is not None:
+            return LatencyGauge(self.latency, ctx)
+        return None
+
+
+@dataclass
+class Gauge(ABC):
+    """Tells how much of a model is left.
+
+    Attributes:
+        goal: Share that may be left.
+        steps: How often to halve the interval in which the answer is looked for.
+    """
+
+    goal: float
+    steps: int = field(default=STEPS, init=False)
+
+    @abstractmethod
+    def left(self, model: Model) -> float:
+        """Returns the share that is left, of what the model was."""
+
+    def reached(self, model: Model) -> bool:
+        """Whether no more is left than may be."""
+        return self.left(model) <= self.goal
+
+
+@dataclass
+class ArithmeticGauge(Gauge):
+    """Operations of one run."""
+
+    model: Model
+
+    def __post_init__(self) -> None:
+        self._before = _arithmetic(self.model)
+
+    @override
+    def left(self, model: Model) -> float:
+        return _arithmetic(model) / self._before
+
+
+@dataclass
+class WeightsGauge(Gauge):
+    """Numbers in weights, of all scopes, each one once."""
+
+    model: Model
+
+    def __post_init__(self) -> None:
+        self._before = max(_weights(self.model), 1)
+
+    @override
+    def left(self, model: Model) -> float:
+        return _weights(model) / self._before
+
+
+@dataclass
+class LatencyGauge(Gauge):
+    """Time of one run, measured in turns with the model as it was."""
+
+    ctx: Context
+
+    def __post_init__(self) -> None:
+        self.steps = TIMED_STEPS
+        self._before = self.ctx.model.copy()
+        self._feeds = _feeds(self.ctx)
+
+    @override
+    def left(self, model: Model) -> float:
+        models = {"before": self._before, "after": model}
+        found = measure(
+            models,
+            self._feeds,
+            provider=self.ctx.target.provider,
+            limits=Limits(seconds=_SECONDS),
+        )
+        return found["after"].ratio.median
+
+
+def least_share(reached: Callable[[float], bool], steps: int) -> float:
+    """Returns the least share, of 0 to 1, at which a goal is reached; 1 when it never is.
+
+    Args:
+        reached: Whether it is reached at a share; it must stay reached at larger ones.
+        steps: Halvings.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+def preferred_multiple(ctx: Context, units: int, *, timed: bool) -> int:
+    """Returns what the number of units that are left should be a multiple of.
+
+    Kernels work on blocks of channels (`multiple_of` of the target); a group that is left with part of a
+    block pays for a whole one. Where the goal is not time, groups of a few blocks are left alone: rounding
+    them would remove much more or much less than what was asked for.
+
+    Args:
+        ctx: The pass.
+        units: Units of the group.
+        timed: Whether the goal is time.
+    """
+    multiple = ctx.target.multiple_of
+    blocks = 2 if timed else 16
+    return multiple if units >= blocks * multiple else 1
+
+
+def _arithmetic(model: Model) -> float:
+    total = arithmetic(model)
+    if not total:
+        raise UserError(
+            "the arithmetic of the model cannot be counted, because shapes are not known",
+            hint="ask for a share of the channels (ratio) or of the weights (parameters)",
+        )
+    return total
+
+
+def _weights(model: Model) -> int:
+    return sum(int(v.const_value.size) for v in model.initializers() if v.const_value)
+
+
+def _feeds(ctx: Context) -> Sequence[Mapping[str, np.ndarray[Any, Any]]]:
+    """A few samples; made-up ones where there are none, because time depends little on what they hold."""
+    given = list(islice(ctx.samples or (), _TIMED_SAMPLES))
+    if given:
+        return given
+    try:
+        return list(load_samples(f"random:{_TIMED_SAMPLES}", ctx.model.signature().inputs))
+    except SamplesError as error:
+        raise SamplesError(
+            f"nothing to measure time with: {error.message}", hint="give --data"
+        ) from error
