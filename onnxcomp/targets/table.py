@@ -223,7 +223,9 @@ class Target(_Table):
     weight: Number
     bias: Bias
     multiple_of: PositiveInt = 1
-    """Number of channels of which int8 kernels want a multiple; others are padded."""
+    """Number of channels of which kernels want a multiple; others are padded."""
+    alignment: PositiveInt = 1
+    """Number of channels of which there must be a multiple for the fast kernels to be used at all."""
     cost: Cost = Cost()
     family: tuple[Family, ...] = ()
     absorbed: tuple[Absorbed, ...] = ()

@@ -6,14 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxcomp.analysis.facts import Facts
 from onnxcomp.bench import Benchmark, Spread, Timing
 from onnxcomp.errors import RecipeError
-from onnxcomp.ir import Model
+from onnxcomp.ir import Edit, Model
+from onnxcomp.passbase import Context
 from onnxcomp.pipeline import Pipeline, Result
 from onnxcomp.recipe import make
 from onnxcomp_passes.prune.prune_channels import PruneChannels
 from onnxcomp_passes.prune.support import goals
-from onnxcomp_passes.prune.support.goals import least_share, parse_factor, parse_share
+from onnxcomp_passes.prune.support.goals import (
+    Gauge,
+    parse_factor,
+    parse_share,
+    preferred_multiple,
+)
 from tests.helpers import text
 
 # Two convolutions of 64 channels between them, each of 4 * 4 positions.
@@ -69,29 +76,60 @@ def test_time_that_cannot_be_reached_is_reported(monkeypatch: pytest.MonkeyPatch
     assert "PRN102" in [found.code for found in result.diagnostics]
 
 
-def test_time_asks_for_whole_blocks_of_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("features", "channels"), [({"avx2"}, 40), ({"avx2", "avx512f"}, 32)])
+def test_time_asks_for_whole_blocks_of_the_processor(
+    features: set[str], channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(goals, "measure", _clock)
-    assert left(latency=0.6) == 32  # 38 channels would do; blocks are of eight
-    assert left(latency=0.6, multiple=1) == 38
+    monkeypatch.setattr(goals, "cpu_features", lambda: frozenset(features))
+    assert left(latency=0.65) == channels
+    assert left(latency=0.65, multiple=1) == 39  # steps of 5 %
 
 
-@pytest.mark.parametrize(("target", "channels"), [("cpu", 58), ("webgpu", 60)])
+def test_time_need_not_fall_with_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that are slow unless channels come in fours."""
+
+    def clock(models: dict[str, Model], feeds: object, **_: object) -> Benchmark:
+        return _clock(models, feeds, penalty=2)
+
+    monkeypatch.setattr(goals, "measure", clock)
+    assert left(latency=0.7, multiple=1) == 36  # 45 and 42 would take longer than 64
+
+
+@pytest.mark.parametrize(("target", "channels"), [("cpu", 64), ("webgpu", 60)])
 def test_blocks_of_the_target_count_where_there_are_many(target: str, channels: int) -> None:
-    """64 channels are 16 blocks of four, but no more than 8 of eight."""
     step = PruneChannels(ratio=0.1)
     made = Pipeline((step,), target=target).run(Model.load(text.model(WIDE)))
     assert _channels(made.model) == channels
 
 
-@given(st.floats(0.0, 1.0))
-def test_the_least_share_is_found(threshold: float) -> None:
-    found = least_share(lambda share: share >= threshold, 12)
-    assert threshold - 1e-9 <= found <= threshold + 2**-12 or found == 1.0
+@pytest.mark.parametrize(
+    ("units", "multiple"), [(64, 8), (63, 4), (32, 4), (31, 4), (8, 4), (7, 1)]
+)
+def test_small_groups_are_rounded_to_less(units: int, multiple: int) -> None:
+    model = Model.load(text.model(WIDE))
+    ctx = Context(model, Edit(model), Facts(model))
+    assert preferred_multiple(ctx, units, timed=False) == multiple
 
 
-def _clock(models: dict[str, Model], feeds: object, **_: object) -> Benchmark:
+@given(st.floats(0.06, 1.0), st.integers(20, 1000))
+def test_the_least_share_is_found(goal: float, units: int) -> None:
+    found, reached = _Counted(goal).least_share(lambda share: (units - int(units * share)) / units)
+    assert reached
+    assert (units - int(units * found)) / units <= goal + 1e-9
+    coarser = found - 2**-11
+    assert coarser < 0 or (units - int(units * coarser)) / units > goal - 1e-9
+
+
+class _Counted(Gauge):
+    def left(self, model: Model) -> float:
+        raise NotImplementedError
+
+
+def _clock(models: dict[str, Model], feeds: object, *, penalty: int = 1, **_: object) -> Benchmark:
     del feeds
-    counts = {name: _channels(model) for name, model in models.items()}
+    channels = {name: _channels(model) for name, model in models.items()}
+    counts = {name: n * (penalty if n % 4 else 1) for name, n in channels.items()}
     timings = tuple(
         Timing(name, Spread.of([count]), Spread.of([count / counts["before"]]), 1)
         for name, count in counts.items()

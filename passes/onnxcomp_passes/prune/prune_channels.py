@@ -13,7 +13,7 @@ from typing_extensions import override
 from onnxcomp.analysis.channels import Channels
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp_passes.prune.support.criteria import CriterionName, unit_scores
-from onnxcomp_passes.prune.support.goals import Goals, least_share, preferred_multiple
+from onnxcomp_passes.prune.support.goals import Goals, preferred_multiple
 from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
 from onnxcomp_passes.prune.support.selection import Candidate, Spread, least_units, select
@@ -52,7 +52,8 @@ class PruneChannels(Goals):
     codes: ClassVar[Mapping[str, str]] = {
         "PRN101": "No channel may be removed: all are tied to inputs, outputs or operators that are not "
         "understood. `onnxcomp inspect --channels` shows what is in the way.",
-        "PRN102": "Less was removed than asked for: every group keeps a share of its channels (`keep`).",
+        "PRN102": "Less was removed than asked for: every group keeps a share of its channels (`keep`), or "
+        "no model was found that takes as little time; then it is the fastest that was.",
         "PRN103": "A group of channels was skipped, for the reason given.",
         "PRN104": "How near the outputs are to the original's on held-out samples, before and after the "
         "layers that are left were fitted to what they gave.",
@@ -71,7 +72,8 @@ class PruneChannels(Goals):
     """Share of its channels that each group keeps at least."""
     multiple: PositiveInt | None = None
     """What is left of a group is a multiple of this; unless given, of the block of channels that the target's
-    kernels work on where a group has many blocks, or where the goal is time."""
+    fast kernels work on, or of the part of a block that they take at least where a group is small. 1 removes
+    as exactly as possible, and can leave a model that is slower than before."""
     normalized: bool = False
     """Also remove channels that a normalization or softmax runs over, which changes all the others."""
     skip: tuple[str, ...] = ()
@@ -174,16 +176,19 @@ class PruneChannels(Goals):
         if gauge is None:
             return self.ratio or 0.5
 
-        def reached(share: float) -> bool:
+        def left(share: float) -> float:
             mark = ctx.edit.mark()
             self._remove(ctx, shapes, candidates, share, spread)
-            found = gauge.reached(ctx.model)
+            found = gauge.left(ctx.model)
             ctx.edit.rollback(mark)
             return found
 
-        share = least_share(reached, gauge.steps)
-        if share == 1.0:
-            ctx.warn("PRN102", "model", "every group is down to what it keeps")
+        share, found = gauge.least_share(left)
+        if not found:
+            what = "every group is down to what it keeps"
+            if self.latency is not None:
+                what = f"no share of channels to remove was found that takes {self.latency:.0%} of the time"
+            ctx.warn("PRN102", "model", what)
         return share
 
     def _remove(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import override
 
 from onnxcomp.bench import Limits, measure
+from onnxcomp.cpuinfo import cpu_features
 from onnxcomp.errors import SamplesError, UserError
 from onnxcomp.passbase import Pass
 from onnxcomp.samples import load_samples
@@ -24,11 +25,15 @@ if TYPE_CHECKING:
     from onnxcomp.ir import Model
     from onnxcomp.passbase import Context
 
-# Halvings of the share that is looked for: finer than a channel of a thousand, and for what is timed,
-# finer than the clock tells apart.
-STEPS, TIMED_STEPS = 12, 6
-_SECONDS = 1.5
+# Halvings of the share that is looked for: finer than a channel of a thousand.
+STEPS = 12
+# What is timed is told apart less finely.
+SHARES = tuple(step / 20 for step in range(1, 20))
+_SECONDS = 1.0
 _TIMED_SAMPLES = 4
+# Channels of a block of onnxruntime's blocked layout with AVX-512 (MlasNchwcGetBlockSize).
+_WIDE_BLOCK = 16
+_MANY = 8
 
 
 def parse_share(value: object) -> object:
@@ -90,19 +95,25 @@ class Gauge(ABC):
 
     Attributes:
         goal: Share that may be left.
-        steps: How often to halve the interval in which the answer is looked for.
     """
 
     goal: float
-    steps: int = field(default=STEPS, init=False)
 
     @abstractmethod
     def left(self, model: Model) -> float:
         """Returns the share that is left, of what the model was."""
 
-    def reached(self, model: Model) -> bool:
-        """Whether no more is left than may be."""
-        return self.left(model) <= self.goal
+    def least_share(self, left: Callable[[float], float]) -> tuple[float, bool]:
+        """Returns the least share to remove at which the goal is reached, and whether one was found.
+
+        Args:
+            left: What is left when a share, of 0 to 1, is removed; it must fall as the share rises.
+        """
+        low, high = 0.0, 1.0
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if left(middle) <= self.goal else (middle, high)
+        return high, high < 1.0
 
 
 @dataclass
@@ -140,7 +151,6 @@ class LatencyGauge(Gauge):
     ctx: Context
 
     def __post_init__(self) -> None:
-        self.steps = TIMED_STEPS
         self._before = self.ctx.model.copy()
         self._feeds = _feeds(self.ctx)
 
@@ -155,36 +165,38 @@ class LatencyGauge(Gauge):
         )
         return found["after"].ratio.median
 
-
-def least_share(reached: Callable[[float], bool], steps: int) -> float:
-    """Returns the least share, of 0 to 1, at which a goal is reached; 1 when it never is.
-
-    Args:
-        reached: Whether it is reached at a share; it must stay reached at larger ones.
-        steps: Halvings.
-    """
-    low, high = 0.0, 1.0
-    for _ in range(steps):
-        middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
-    return high
+    @override
+    def least_share(self, left: Callable[[float], float]) -> tuple[float, bool]:
+        """Tries shares from small to large: time may rise where kernels like fewer channels less."""
+        found: dict[float, float] = {}
+        for share in SHARES:
+            found[share] = left(share)
+            if found[share] <= self.goal:
+                return share, True
+        return min(found, key=lambda share: found[share]), False
 
 
 def preferred_multiple(ctx: Context, units: int, *, timed: bool) -> int:
     """Returns what the number of units that are left should be a multiple of.
 
-    Kernels work on blocks of channels (`multiple_of` of the target); a group that is left with part of a
-    block pays for a whole one. Where the goal is not time, groups of a few blocks are left alone: rounding
-    them would remove much more or much less than what was asked for.
+    Kernels work on blocks of channels (`multiple_of` of the target), and the fast ones only take whole parts
+    of them (`alignment`): a Conv that onnxruntime cannot bring into its blocked layout is slower with fewer
+    channels than with more. A group that is left with part of a block pays for a whole one. Rounding a
+    group of few blocks would remove much more or much less than what was asked for, so those are rounded
+    to less, unless time is what counts.
 
     Args:
         ctx: The pass.
         units: Units of the group.
         timed: Whether the goal is time.
     """
-    multiple = ctx.target.multiple_of
-    blocks = 2 if timed else 16
-    return multiple if units >= blocks * multiple else 1
+    target = ctx.target
+    blocks = [target.multiple_of, target.alignment]
+    if timed and target.provider == "cpu" and "avx512f" in cpu_features():
+        blocks.insert(0, _WIDE_BLOCK)
+    least = 2 if timed else _MANY
+    fitting = (block for block in blocks if units >= least * block)
+    return next(fitting, target.alignment if units >= 2 * target.alignment else 1)
 
 
 def _arithmetic(model: Model) -> float:
