@@ -1,105 +1,185 @@
-"""How much each channel matters to the layers that read it, judged on samples."""
+"""How much each channel matters to what reads it, judged on samples."""
 
 from __future__ import annotations
 
-from itertools import islice
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from onnxcomp.quant.grams import collect_grams, gram_readers
+from onnxcomp.quant.grams import collect_grams
+from onnxcomp.quant.readers import layer_of
+from onnxcomp_passes.prune.support.ends import ends_of
+from onnxcomp_passes.prune.support.moments import collect_moments
+from onnxcomp_passes.prune.support.products import removal_costs, shares_of_energy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from onnxcomp.analysis.channels import ChannelMap
     from onnxcomp.ir import ir
     from onnxcomp.passbase import Context
-    from onnxcomp.quant.gram import Gram
     from onnxcomp.quant.readers import Layer
+    from onnxcomp_passes.prune.support.ends import End
+    from onnxcomp_passes.prune.support.moments import Moments
+
+    Axis = tuple[ir.Value, int]
 
 Array = np.ndarray[Any, Any]
-Observed = Literal["activation", "wanda", "obs"]
-OBSERVED = ("activation", "wanda", "obs")
-_SAMPLES = 64
+Observed = Literal["activation", "peak", "apoz", "wanda", "obd", "fluctuation", "taylor", "obs"]
+
 _DEEPEST = 4096
-_DAMPING = 1e-3
+_TINY = np.finfo(np.float64).tiny
 
 
-def unit_costs(ctx: Context, channels: ChannelMap, criterion: Observed) -> dict[int, Array]:
-    """Returns what removing each unit costs the layers that read it, by the index of the group.
+@dataclass
+class Observation:
+    """What samples told about the ends of groups.
 
-    Groups that no such layer reads are left out.
-
-    `activation`: the mean magnitude of the channel (Hu et al., "Network Trimming", 2016, and Molchanov et
-    al., ICLR 2017, judge by such statistics). `wanda`: the power of its products, sum of w^2 * E[x^2]
-    (Sun et al. 2023, for whole channels). `obs`: what the outputs lose when the weights that are left
-    make up for it as well as they can: W_S^T (H^-1_SS)^-1 W_S with H = X^T X (Hassibi and Stork, "Second
-    order derivatives for network pruning", 1992, for the weights S of a channel at a time, layer-wise as
-    in Dong et al. 2017). All are shares of the power of the layer's output, and add up over layers.
-
-    Args:
-        ctx: The pass, with samples.
-        channels: The channels of the model.
-        criterion: What to judge by.
+    Attributes:
+        ctx: The pass.
+        ends: Where the units of each group end, by its index.
+        moments: What values carry, by value and axis.
+        samples: Feeds.
+        broken: Names of values that were NaN or infinite.
     """
-    readers = {layer.weight: layer for layer in gram_readers(ctx.model) if _is_plain(layer)}
-    wanted: dict[ir.Value, list[tuple[int, int, Array]]] = {}
-    for index, group in enumerate(channels.groups):
-        for member in group.members:
-            reads = (member.value, member.axis) in channels.consumers
-            if reads and member.value in readers:
-                places = member.positions.reshape(group.units, -1)
-                entry = (index, member.axis, places)
-                wanted.setdefault(member.value, []).append(entry)
-    samples = list(islice(ctx.samples or (), _SAMPLES))
-    found: dict[int, Array] = {}
-    layers = [readers[value] for value in wanted]
-    grams = collect_grams(ctx.model, layers, samples, threads=ctx.threads, progress=ctx.progress)
-    for layer, gram in grams:
-        power = max(gram.error(layer.read()), np.finfo(np.float64).tiny)
-        for index, axis, places in wanted[layer.weight]:
-            costs = _COSTS[criterion](layer, gram, axis, places) / power
-            found[index] = found[index] + costs if index in found else costs
-    return found
+
+    ctx: Context
+    ends: Mapping[int, Sequence[End]]
+    moments: dict[Axis, Moments]
+    samples: Sequence[Any]
+    broken: list[str] = field(default_factory=list)
+
+    @classmethod
+    def make(cls, ctx: Context, channels: ChannelMap, samples: Sequence[Any]) -> Observation:
+        """Runs the model on samples."""
+        ends = ends_of(channels)
+        axes = [
+            axis
+            for each in ends.values()
+            for end in each
+            for axis in ((end.source,) if end.has_weight else (end.source, end.other))
+        ]
+        found = collect_moments(ctx, axes, samples)
+        broken = [axis[0].name or "" for axis, each in found.items() if not each.is_finite]
+        known = {axis: each for axis, each in found.items() if each.is_finite}
+        return cls(ctx, ends, known, samples, list(dict.fromkeys(broken)))
+
+    def costs(self, criterion: Observed) -> dict[int, Array]:
+        """Returns what removing each unit costs, by the index of the group; without what was not seen."""
+        if criterion in _CARRIED:
+            return self._carried(criterion)
+        known = self._from_grams(criterion) if criterion in {"taylor", "obs"} else {}
+        found: dict[int, Array] = {}
+        for index, ends in self.ends.items():
+            parts = [
+                known[index, place]
+                if (index, place) in known
+                else self._shares(end, _WEIGHED.get(criterion, "power"))
+                for place, end in enumerate(ends)
+            ]
+            seen = [part for part in parts if part is not None]
+            if seen:
+                # What could not be seen counts as the mean of what could.
+                found[index] = np.mean(seen, axis=0) * len(parts)
+        return found
+
+    def _carried(self, criterion: Observed) -> dict[int, Array]:
+        """What channels carry, 1 on average for each value."""
+        found: dict[int, Array] = {}
+        for index, ends in self.ends.items():
+            opinions = [
+                _about_one(_CARRIED[criterion](self.moments[axis])[places].mean(axis=1))
+                for axis, places in dict(_carriers(ends)).items()
+                if axis in self.moments
+            ]
+            if opinions:
+                found[index] = np.mean(opinions, axis=0)
+        return found
+
+    def _shares(self, end: End, by: str) -> Array | None:
+        """The share of each unit in the power of products that an end sums up, taken one by one."""
+        source = self.moments.get(end.source)
+        if source is None:
+            return None
+        carried: Array = source.variance if by == "variance" else source.power
+        if end.has_weight:
+            strengths = end.strengths(1 if by == "size" else 2, carried.size)
+        else:
+            other = self.moments.get(end.other)
+            if other is None or other.power.size != carried.size:
+                return None
+            strengths = np.sqrt(other.power) if by == "size" else other.power
+        products = strengths * (np.sqrt(carried) if by == "size" else carried)
+        total = products.sum()
+        if not np.isfinite(total):
+            return None
+        shares: Array = products[end.places].sum(axis=1) / max(total, _TINY)
+        return shares
+
+    def _from_grams(self, criterion: Observed) -> dict[tuple[int, int], Array]:
+        """What Gram matrices tell, for ends that are plain products of rows with a matrix."""
+        wanted: dict[Layer, list[tuple[int, int, End]]] = defaultdict(list)
+        layers: dict[ir.Node, Layer | None] = {}
+        for index, ends in self.ends.items():
+            for place, end in enumerate(ends):
+                layer = layers.setdefault(end.node, layer_of(end.node))
+                if layer is not None and self._is_plain(layer, end):
+                    wanted[layer].append((index, place, end))
+        found: dict[tuple[int, int], Array] = {}
+        for layer, gram in collect_grams(
+            self.ctx.model,
+            list(wanted),
+            self.samples,
+            threads=self.ctx.threads,
+            progress=self.ctx.progress,
+        ):
+            for index, place, end in wanted[layer]:
+                size = layer.shape[end.other[1]]
+                step = layer.depth // size
+                rows = (end.places[:, :, None] * step + np.arange(step)).reshape(
+                    len(end.places), -1
+                )
+                judge = shares_of_energy if criterion == "taylor" else removal_costs
+                found[index, place] = judge(gram, layer.read(), rows)
+        return found
+
+    def _is_plain(self, layer: Layer, end: End) -> bool:
+        return (
+            layer.weight is end.other[0]
+            and layer.groups == 1
+            and layer.depth <= _DEEPEST
+            and end.node.graph is self.ctx.model.graph
+            and end.source in self.moments
+            and layer.depth % layer.shape[end.other[1]] == 0
+        )
 
 
-def _is_plain(layer: Layer) -> bool:
-    return layer.groups == 1 and layer.depth <= _DEEPEST
+def _carriers(ends: Sequence[End]) -> Iterator[tuple[Axis, Array]]:
+    for end in ends:
+        yield end.source, end.places
+        if not end.has_weight:
+            yield end.other, end.places
 
 
-def _by_unit(layer: Layer, rows: Array, axis: int, positions: Array) -> Array:
-    """Sums numbers of rows of the weight over the rows that belong to each unit."""
-    spread = np.broadcast_to(rows[:, None] / layer.outputs, (layer.depth, layer.outputs))
-    shaped = np.moveaxis(layer.from_matrix(np.ascontiguousarray(spread)), axis, 0)
-    each = shaped.reshape(shaped.shape[0], -1).sum(axis=1)
-    summed: Array = each[positions].sum(axis=1)
-    return summed
+def _about_one(found: Array) -> Array:
+    mean = found.mean()
+    scaled: Array = found / mean if mean > 0 else np.ones_like(found)
+    return scaled
 
 
-def _wanda(layer: Layer, gram: Gram, axis: int, positions: Array) -> Array:
-    weight = layer.read().astype(np.float64)
-    return _by_unit(layer, np.diagonal(gram.matrix) * (weight**2).sum(axis=1), axis, positions)
+def _nonzero(moments: Moments) -> Array:
+    """How often a position is not 0; where none ever is, how large it is."""
+    if not moments.zeros.any():
+        return moments.magnitude
+    often: Array = moments.count - moments.zeros
+    return often
 
 
-def _activation(layer: Layer, gram: Gram, axis: int, positions: Array) -> Array:
-    return _by_unit(layer, gram.magnitude / max(gram.count, 1), axis, positions)
-
-
-def _obs(layer: Layer, gram: Gram, axis: int, positions: Array) -> Array:
-    weight = layer.read().astype(np.float64)
-    size = layer.depth
-    damp = _DAMPING * float(np.trace(gram.matrix)) / max(size, 1)
-    inverse = np.linalg.inv(gram.matrix + max(damp, 1e-30) * np.eye(size))
-    numbers = np.broadcast_to(np.arange(size)[:, None], (size, layer.outputs))
-    shaped = np.moveaxis(layer.from_matrix(np.ascontiguousarray(numbers)), axis, 0)
-    own = shaped.reshape(shaped.shape[0], -1)
-    costs = np.zeros(len(positions))
-    for unit, places in enumerate(positions):
-        rows = np.unique(own[places])
-        lost = weight[rows]
-        costs[unit] = np.sum(lost * np.linalg.solve(inverse[np.ix_(rows, rows)], lost))
-    return costs
-
-
-_COSTS: Mapping[str, Any] = {"activation": _activation, "wanda": _wanda, "obs": _obs}
+_CARRIED: Mapping[str, Any] = {
+    "activation": lambda moments: moments.magnitude,
+    "peak": lambda moments: moments.peak,
+    "apoz": _nonzero,
+}
+_WEIGHED: Mapping[str, str] = {"wanda": "size", "obd": "power", "fluctuation": "variance"}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from onnxcomp.errors import SamplesError
 from onnxcomp.ir.ops import array
-from onnxcomp_passes.prune.support.activity import unit_costs
+from onnxcomp_passes.prune.support.activity import Observation, Observed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,10 +18,26 @@ if TYPE_CHECKING:
     from onnxcomp.passbase import Context
 
 Array = np.ndarray[Any, Any]
-Criterion = Literal["l1", "l2", "std", "median", "scale", "random"]
+Criterion = Literal["l1", "l2", "std", "median", "scale", "lamp", "random"]
 CriterionName = Literal[
-    "auto", "l1", "l2", "std", "median", "scale", "random", "activation", "wanda", "obs"
+    "auto",
+    "l1",
+    "l2",
+    "std",
+    "median",
+    "scale",
+    "lamp",
+    "random",
+    "activation",
+    "peak",
+    "apoz",
+    "wanda",
+    "obd",
+    "fluctuation",
+    "taylor",
+    "obs",
 ]
+_SAMPLES = 64
 
 
 def unit_scores(
@@ -39,21 +56,25 @@ def unit_scores(
     """
     if name == "auto":
         name = "l2" if ctx.samples is None else "wanda"
-    if name != "activation" and name != "wanda" and name != "obs":
-        return {i: scores(channels, group, name, seed) for i, group in enumerate(channels.groups)}
+    groups = dict(enumerate(channels.groups))
+    if name not in get_args(Observed):
+        return {i: scores(channels, group, name, (seed, i)) for i, group in groups.items()}
     if ctx.samples is None:
         raise SamplesError(
             f"the criterion {name} looks at samples", hint="give --data, or choose l1 or l2"
         )
-    found = unit_costs(ctx, channels, name)
-    for index, group in enumerate(channels.groups):
+    observation = Observation.make(ctx, channels, list(islice(ctx.samples, _SAMPLES)))
+    found = observation.costs(name)
+    for index, group in groups.items():
         if index not in found:
-            found[index] = scores(channels, group, "l2", seed)
+            found[index] = scores(channels, group, "l2", (seed, index))
     return found
 
 
-def scores(channels: ChannelMap, group: Group, criterion: Criterion, seed: int) -> Array:
-    """Returns how much each unit of a group matters, 1 on average.
+def scores(
+    channels: ChannelMap, group: Group, criterion: Criterion, seed: tuple[int, ...]
+) -> Array:
+    """Returns how much each unit of a group matters, 1 on average (`lamp`: as it is).
 
     What several layers say of a unit is averaged after each layer's own average was made 1, so that
     a layer with large weights does not outvote the others.
@@ -71,14 +92,28 @@ def scores(channels: ChannelMap, group: Group, criterion: Criterion, seed: int) 
         [units] scores.
     """
     if criterion == "random":
-        return np.random.default_rng((seed, group.units)).random(group.units) + 0.5
+        return np.random.default_rng((*seed, group.units)).random(group.units) + 0.5
     judge = _CRITERIA[criterion]
     opinions = [judge(rows) for rows in _rows(channels, group, criterion)]
-    normalized = [found / found.mean() for found in opinions if found.mean() > 0]
-    if not normalized:
-        return np.ones(group.units)
-    average: Array = np.mean(normalized, axis=0)
-    return average
+    normalized = [found / found.mean() for found in opinions if 0 < found.mean() < np.inf]
+    average = np.mean(normalized, axis=0) if normalized else np.ones(group.units)
+    return layer_adaptive(average) if criterion == "lamp" else average
+
+
+def layer_adaptive(squares: Array) -> Array:
+    """Returns squared norms as shares of what is left when all smaller ones are gone.
+
+    The largest unit of each group gets 1, so that a global threshold never empties one, and scores are
+    comparable: about the relative distortion that removing the unit adds.
+
+    Args:
+        squares: [units] Squared norms.
+    """
+    order = np.argsort(squares, kind="stable")
+    ahead = np.cumsum(squares[order][::-1])[::-1]
+    found = np.empty_like(squares, float)
+    found[order] = squares[order] / np.maximum(ahead, np.finfo(float).tiny)
+    return found
 
 
 def _rows(channels: ChannelMap, group: Group, criterion: Criterion) -> Iterator[Array]:
@@ -109,4 +144,5 @@ _CRITERIA: dict[str, Callable[[Array], Array]] = {
     "std": lambda rows: rows.std(1),
     "median": _distance,
     "scale": lambda rows: np.abs(rows).mean(1),
+    "lamp": lambda rows: (rows**2).sum(1),
 }
