@@ -11,7 +11,7 @@ import numpy as np
 from onnxcomp.quant.grams import collect_grams
 from onnxcomp.quant.readers import layer_of
 from onnxcomp_passes.prune.support.ends import ends_of
-from onnxcomp_passes.prune.support.moments import collect_moments
+from onnxcomp_passes.prune.support.carried import collect_moments
 from onnxcomp_passes.prune.support.products import removal_costs, shares_of_energy
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnxcomp.passbase import Context
     from onnxcomp.quant.readers import Layer
     from onnxcomp_passes.prune.support.ends import End
-    from onnxcomp_passes.prune.support.moments import Moments
+    from onnxcomp_passes.prune.support.carried import Moments
 
     Axis = tuple[ir.Value, int]
 
