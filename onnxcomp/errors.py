@@ -55,6 +55,12 @@ class GateMissedError(UserError):
     exit_code = 3
 
 
+class NothingToDoError(UserError):
+    """The model has nothing that could be done to it: exit code 3, no result."""
+
+    exit_code = 3
+
+
 def quoted(name: object, limit: int = 80) -> str:
     """Returns a name from an untrusted model in a form that is safe to print on one line."""
     text = repr(str(name))[1:-1]

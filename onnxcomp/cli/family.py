@@ -20,13 +20,15 @@ from onnxcomp.cli.options import (
 from onnxcomp.cli.output import progress
 from onnxcomp.cli.rewrite import Job, conclude
 from onnxcomp.cli.settings import everywhere
-from onnxcomp.errors import RecipeError
+from onnxcomp.errors import NothingToDoError, RecipeError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxcomp.cli.options import Conditions, Data, Output
-    from onnxcomp.passbase import Pass
+    from onnxcomp.passbase import Outcome, Pass
+
+_REASONS = 3
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class Family:
     Attributes:
         prefix: What their names start with; the command's name is the rest.
         simplify: Whether the lossless passes run first unless the user says otherwise.
+        must_change: Whether a pass that finds nothing to do ends the command with exit code 3.
     """
 
     prefix: str = ""
     simplify: bool = False
+    must_change: bool = False
 
 
 class FamilyGroup(Group):
@@ -62,7 +66,7 @@ class FamilyGroup(Group):
 
         try:
             found = registry.get(self.family.prefix + cmd_name)
-            return make_command(cmd_name, found, simplify=self.family.simplify)
+            return make_command(cmd_name, found, self.family)
         except RecipeError as error:
             return _broken(cmd_name, error)
 
@@ -76,7 +80,7 @@ class QuantizeGroup(FamilyGroup):
 class PruneGroup(FamilyGroup):
     """Passes named `prune-...`."""
 
-    family = Family("prune-", simplify=True)
+    family = Family("prune-", simplify=True, must_change=True)
 
 
 class ConvertGroup(FamilyGroup):
@@ -115,7 +119,7 @@ def apply() -> None:
     """Runs one pass, by its name, on a model. `onnxcomp passes` lists them."""
 
 
-def make_command(name: str, found: type[Pass], *, simplify: bool = True) -> click.Command:
+def make_command(name: str, found: type[Pass], family: Family) -> click.Command:
     """Makes the command of a pass; its options and its help come from the pass."""
     from onnxcomp.cli.pass_options import build, options_of
 
@@ -125,14 +129,15 @@ def make_command(name: str, found: type[Pass], *, simplify: bool = True) -> clic
     @reference_option
     @click.option(
         "--simplify/--no-simplify",
-        default=simplify,
+        default=family.simplify,
         show_default=True,
         help="Run the lossless passes first.",
     )
     @conditions_options
     @everywhere
     def call(**values: Any) -> int:  # noqa: ANN401 - what click collected
-        return _run(found.name, build(found, values), **_own(values))
+        step = build(found, values)
+        return _run(step, must_change=family.must_change, **_own(values))
 
     command = click.command(name, cls=Command, help=inspect.getdoc(found))(call)
     # After the argument, before the options that all methods share.
@@ -147,9 +152,9 @@ def _own(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run(
-    command: str,
     step: Pass,
     *,
+    must_change: bool,
     model: Path,
     output: Output,
     data: Data,
@@ -166,7 +171,7 @@ def _run(
     pipeline = Pipeline(steps, target=conditions.target or "cpu")
     source = Model.load(model)
     samples = data.load(source.signature().inputs)
-    job = Job(command, model, place, output, data, conditions, samples, step.options())
+    job = Job(step.name, model, place, output, data, conditions, samples, step.options())
     result = pipeline.run(
         source,
         samples=samples,
@@ -174,7 +179,25 @@ def _run(
         progress=progress(),
         reference=reference,
     )
+    if must_change:
+        _check_changed(result.outcomes[-1])
     return conclude(job, result)
+
+
+def _check_changed(outcome: Outcome) -> None:
+    """Ends the command when the pass itself did nothing; the result would only look like one.
+
+    Raises:
+        NothingToDoError: With what the pass said about it.
+    """
+    if outcome.changed:
+        return
+    said = dict.fromkeys(f"{found.message} ({found.code})" for found in outcome.diagnostics)
+    reasons = "; ".join(list(said)[:_REASONS]) or outcome.rolled_back or "it found nothing to do"
+    raise NothingToDoError(
+        f"{outcome.step} removed nothing: {reasons}",
+        hint="no file was written; onnxcomp inspect --channels shows what is in the way",
+    )
 
 
 def _broken(name: str, error: RecipeError) -> click.Command:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from onnxcomp.analysis.facts import Facts
 from onnxcomp.bench import Benchmark, Spread, Timing
