@@ -166,12 +166,15 @@ def _run(
     from onnxcomp.ir import Model
     from onnxcomp.optimization import SIMPLIFY
     from onnxcomp.pipeline import Pipeline
+    from onnxcomp.snapshots import Snapshots
 
     steps = (*Pipeline.parse(SIMPLIFY).steps, step) if simplify else (step,)
-    pipeline = Pipeline(steps, target=conditions.target or "cpu")
+    snapshots = Snapshots()
+    watching = (snapshots,) if conditions.measure else ()
+    pipeline = Pipeline(steps, watching, conditions.target or "cpu")
     source = Model.load(model)
     samples = data.load(source.signature().inputs)
-    job = Job(step.name, model, place, output, data, conditions, samples, step.options())
+    job = Job(step.name, model, place, output, data, conditions, samples, step.options(), snapshots)
     result = pipeline.run(
         source,
         samples=samples,

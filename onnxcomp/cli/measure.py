@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from onnxcomp.bench import Benchmark, Limits
+    from onnxcomp.ir import Model
     from onnxcomp.report import ModelRow
     from onnxcomp.samples import Samples
 
@@ -28,7 +29,7 @@ ONE_THREAD = Machine("cpu", 1)
 
 
 def benchmark(
-    models: Mapping[str, Path],
+    models: Mapping[str, Model | Path],
     feeds: Sequence[Feeds],
     limits: Limits,
     *,
@@ -60,7 +61,7 @@ def benchmark(
 
 
 def feeds_for(
-    model: Path, samples: Samples | None, *, provider: str = "cpu", seed: int = 0
+    model: Model | Path, samples: Samples | None, *, provider: str = "cpu", seed: int = 0
 ) -> list[Feeds]:
     """Returns a few samples; made up ones that the model accepts when there are no real ones."""
     if samples is not None:
@@ -76,7 +77,7 @@ def feeds_for(
 
 def speed_rows(
     rows: tuple[ModelRow, ...],
-    models: Mapping[str, Path],
+    models: Mapping[str, Model | Path],
     samples: Samples | None,
     *,
     seed: int,
@@ -92,20 +93,28 @@ def speed_rows(
 
 def fidelity_rows(
     rows: tuple[ModelRow, ...],
-    models: Mapping[str, Path],
+    models: Mapping[str, Model | Path],
     samples: Samples | None,
     *,
     seed: int,
 ) -> tuple[ModelRow, ...]:
-    """Adds to the second row how close its outputs are to those of the first."""
+    """Adds to all rows but the first how close their outputs are to those of the first."""
+    first, *others = models.values()
+    feeds = samples if samples is not None else feeds_for(first, None, seed=seed)
+    with stage("comparing outputs"):
+        found = [_fidelity(first, other, feeds) for other in others]
+    compared = zip(rows[1:], found, strict=True)
+    return (rows[0], *(replace(row, metrics=metrics) for row, metrics in compared))
+
+
+def _fidelity(
+    first: Model | Path, second: Model | Path, feeds: Samples | Sequence[Feeds]
+) -> dict[str, float]:
     from onnxcomp.compare import compare
     from onnxcomp.runtime import Session
 
-    first, second = models.values()
-    feeds = samples if samples is not None else feeds_for(first, None, seed=seed)
-    with stage("comparing outputs"), Session.open(first) as a, Session.open(second) as b:
+    with Session.open(first) as a, Session.open(second) as b:
         found = compare(a, b, feeds)
     names = {"sqnr_db": "SQNR dB", "cosine": "cosine", "top1": "top-1"}
     values = {title: found.worst(name) for name, title in names.items()}
-    metrics = {title: value for title, value in values.items() if value is not None}
-    return (rows[0], replace(rows[1], metrics=metrics))
+    return {title: value for title, value in values.items() if value is not None}

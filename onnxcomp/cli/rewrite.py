@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from onnxcomp.cli.options import Conditions, Data, Output
+    from onnxcomp.ir import Model
     from onnxcomp.pipeline import Result
-    from onnxcomp.report import Gate, ModelRow, Report
+    from onnxcomp.report import Contribution, Gate, ModelRow, Report
     from onnxcomp.samples import Samples
+    from onnxcomp.snapshots import Snapshots
 
 MEASURE_SECONDS = 10.0
 
@@ -38,6 +40,7 @@ class Job:
         conditions: What the user said about how to run.
         samples: The samples, if there are any.
         options: For the report: what else the user could choose.
+        snapshots: The models between steps, where they are to be measured as well.
     """
 
     command: str
@@ -48,6 +51,7 @@ class Job:
     conditions: Conditions
     samples: Samples | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    snapshots: Snapshots | None = None
 
     def __post_init__(self) -> None:
         if self.conditions.measure and self.output.in_place:
@@ -71,8 +75,10 @@ class Job:
         hashed = self.keeps_record
         after = model_row("result", result.model, self.target, digest=hashed)
         rows: tuple[ModelRow, ...] = (before, after)
+        added: tuple[Contribution, ...] = ()
         if self.conditions.measure:
             rows = self._measured(rows)
+            added = self._contributions(rows)
         return Report(
             command=self.command,
             options={
@@ -90,6 +96,7 @@ class Job:
             seeds={"seed": self.conditions.seed},
             digests=self._digests(before, after),
             seconds=result.seconds,
+            contributions=added,
         )
 
     @property
@@ -116,14 +123,28 @@ class Job:
         return found
 
     def _measured(self, rows: tuple[ModelRow, ...]) -> tuple[ModelRow, ...]:
-        """Adds speed, memory and fidelity."""
+        """Adds speed, memory and fidelity, and the models between steps."""
         from onnxcomp.cli.measure import fidelity_rows, speed_rows
+        from onnxcomp.report.rows import model_row
 
-        models = {"original": self.source, "result": self.target}
+        between = {} if self.snapshots is None else self.snapshots.models
+        models: dict[str, Model | Path] = {"original": self.source, **between}
+        models["result"] = self.target
+        first, last = rows
+        rows = (first, *(model_row(name, found) for name, found in between.items()), last)
         rows = speed_rows(
             rows, models, self.samples, seed=self.conditions.seed, seconds=MEASURE_SECONDS
         )
         return fidelity_rows(rows, models, self.samples, seed=self.conditions.seed)
+
+    def _contributions(self, rows: tuple[ModelRow, ...]) -> tuple[Contribution, ...]:
+        """What each step added, where there are several."""
+        from onnxcomp.report.contributions import contributions
+
+        if self.snapshots is None or not self.snapshots.models:
+            return ()
+        *others, last = contributions(rows)
+        return (*others, dataclasses.replace(last, step=self.snapshots.last or last.step))
 
 
 def conclude(job: Job, result: Result, gates: tuple[Gate, ...] = ()) -> int:

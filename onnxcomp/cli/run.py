@@ -57,9 +57,12 @@ def run(
     from onnxcomp.cli.checks import check_names, checked
     from onnxcomp.ir import Model
     from onnxcomp.pipeline import Pipeline
+    from onnxcomp.snapshots import Snapshots
 
     recipe = _recipe(recipe_file, passes)
-    pipeline = Pipeline(recipe.steps, target=conditions.target or recipe.target)
+    snapshots = Snapshots()
+    watching = (snapshots,) if conditions.measure else ()
+    pipeline = Pipeline(recipe.steps, watching, conditions.target or recipe.target)
     source = Model.load(model)
     samples = data.load(source.signature().inputs)
     options = {
@@ -68,7 +71,7 @@ def run(
         "check": recipe.check,
         "explain": explain,
     }
-    job = Job("run", model, place, output, data, conditions, samples, options)
+    job = Job("run", model, place, output, data, conditions, samples, options, snapshots)
     check_names(recipe.check)
     result = pipeline.run(
         source,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from onnxcomp.report import units
 from onnxcomp.report.record import plain
-from onnxcomp.report.text import EXPLAINED, remarks
+from onnxcomp.report.text import EXPLAINED, contribution_cells, remarks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -67,6 +67,7 @@ def _parts(report: Report) -> Iterator[str]:
     )
     yield f"<p>{about}</p>" if about else ""
     yield _section("Models", _models(report.models))
+    yield _section("What each step added", _contributions(report))
     yield _section("Limits", _limits(report))
     if report.explanation is not None:
         yield _section("What was done", _done(report.explanation))
@@ -136,6 +137,12 @@ def _models(rows: Sequence[ModelRow]) -> str:
     ]
     picked = [[row[index] for index in used] for row in cells]
     return _table([columns[index] for index in used], picked, numbers=len(used) - 2)
+
+
+def _contributions(report: Report) -> str:
+    columns, rows = contribution_cells(report.contributions)
+    cells = [[_text(cell) for cell in row] for row in rows]
+    return _table([_text(name) for name in columns], cells, numbers=len(columns) - 1)
 
 
 def _bar(share: float) -> str:

@@ -86,6 +86,23 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Contribution:
+    """What one step did to the model before it. What was not measured is `None`.
+
+    Attributes:
+        step: What was done.
+        size: Size of the model as a share of that before.
+        speed: How many times as fast as before.
+        metrics: What was added to each metric.
+    """
+
+    step: str
+    size: float | None = None
+    speed: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Gate:
     """A limit that the caller set, and whether the result keeps it.
 
@@ -123,6 +140,7 @@ class Report:
         digests: SHA-256 of `input`, `output`, `samples`.
         environment: Versions and hardware.
         seconds: How long it took.
+        contributions: What each of several steps in a row added to the result.
         explanation: What was done where, and what was nearly done, if that was asked for.
     """
 
@@ -138,6 +156,7 @@ class Report:
     digests: Mapping[str, str] = field(default_factory=dict)
     environment: Environment = field(default_factory=Environment.current)
     seconds: float = 0.0
+    contributions: tuple[Contribution, ...] = ()
     explanation: Explanation | None = None
 
     @property

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from onnxcomp.diagnostics import Diagnostic
-    from onnxcomp.report.record import Report, Step
+    from onnxcomp.report.record import Contribution, Report, Step
 
 # Below this width tables become lists.
 NARROW = 60
@@ -87,6 +87,9 @@ def render(report: Report, console: Console, *, verbose: bool = False) -> None:
     """Prints a report on a console."""
     if report.models:
         console.print(models_table(report, console))
+        console.print()
+    if report.contributions:
+        console.print(contributions_table(report.contributions, console))
         console.print()
     explanation = report.explanation
     if explanation is not None and any(step.changed or step.rolled_back for step in report.steps):
@@ -181,6 +184,33 @@ def _as_list(columns: dict[str, list[str]]) -> Text:
         lines.append(label)
         lines += [f"  {name}: {cells[index]}" for name, cells in others]
     return Text("\n".join(lines))
+
+
+def contribution_cells(
+    found: Sequence[Contribution],
+) -> tuple[list[str], list[list[str]]]:
+    """Returns headings and cells of the table of what each step added; as text."""
+    metrics = list(dict.fromkeys(name for each in found for name in each.metrics))
+    columns = ["step", "speed", "size", *metrics]
+    rows = [
+        [
+            each.step,
+            units.factor(each.speed),
+            units.factor(each.size),
+            *(units.change(each.metrics.get(name)) for name in metrics),
+        ]
+        for each in found
+    ]
+    return columns, rows
+
+
+def contributions_table(found: Sequence[Contribution], console: Console) -> RenderableType:
+    """Returns the table of what each step added to the one before it."""
+    columns, rows = contribution_cells(found)
+    if console.width < NARROW:
+        texts = zip(columns, zip(*rows, strict=True), strict=True)
+        return _as_list({name: list(cells) for name, cells in texts})
+    return table(columns, rows, console, numbers=len(columns) - 1)
 
 
 def steps_table(report: Report, console: Console, *, verbose: bool = False) -> RenderableType:

@@ -64,3 +64,13 @@ def ratio(spread: Spread | None) -> str:
 def metric(value: float | None) -> str:
     """Returns a score with four significant digits."""
     return MISSING if value is None else f"{value:.4g}"
+
+
+def factor(value: float | None) -> str:
+    """Returns a factor: `1.83x`."""
+    return MISSING if value is None else f"{value:.2f}x"
+
+
+def change(value: float | None) -> str:
+    """Returns what was added, with its sign: `-0.0021`."""
+    return MISSING if value is None else f"{value:+.2g}"

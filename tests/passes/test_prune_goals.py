@@ -105,7 +105,7 @@ def test_blocks_of_the_target_count_where_there_are_many(target: str, channels: 
 
 
 @pytest.mark.parametrize(
-    ("units", "multiple"), [(64, 8), (63, 4), (32, 4), (31, 4), (8, 4), (7, 1)]
+    ("units", "multiple"), [(64, 8), (32, 8), (31, 4), (16, 4), (8, 4), (7, 1)]
 )
 def test_small_groups_are_rounded_to_less(units: int, multiple: int) -> None:
     model = Model.load(text.model(WIDE))

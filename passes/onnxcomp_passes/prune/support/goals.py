@@ -33,7 +33,7 @@ _SECONDS = 1.0
 _TIMED_SAMPLES = 4
 # Channels of a block of onnxruntime's blocked layout with AVX-512 (MlasNchwcGetBlockSize).
 _WIDE_BLOCK = 16
-_MANY = 8
+_MANY = 4
 
 
 def parse_share(value: object) -> object:
