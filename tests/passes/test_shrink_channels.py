@@ -266,13 +266,13 @@ def test_a_matrix_product_gets_an_addition() -> None:
     assert_rewrites(
         SHRINK,
         before="""g (float[1, 2, 1] x) => (float[1, 2, 1] y)
-            <float[1, 2] w = {1, 0}, float[2] b = {3, 2}, float[2, 1] v = {5, 6}> {
+            <float[1, 2] w = {2, 0}, float[2] b = {3, 2}, float[2, 1] v = {5, 6}> {
               a = MatMul (x, w)
               c = Add (a, b)
               y = MatMul (c, v)
             }""",
         after="""g (float[1, 2, 1] x) => (float[1, 2, 1] y)
-            <float[1, 1] w = {1}, float[1] b = {3}, float[1, 1] v = {5}, float[1] s = {12}> {
+            <float[1, 1] w = {2}, float[1] b = {3}, float[1, 1] v = {5}, float[1] s = {12}> {
               a = MatMul (x, w)
               c = Add (a, b)
               d = MatMul (c, v)

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 from typing_extensions import override
 
 from onnxcomp.analysis.channels import Channels
 from onnxcomp.analysis.shapes import Shapes
-from onnxcomp.ir import ir
-from onnxcomp.ir.ops import array
+from onnxcomp.ir.ops import array, standard_op
 from onnxcomp.passbase import Pass
 from onnxcomp_passes.prune.support.constancy import Constancy
-from onnxcomp_passes.prune.support.folding import add_to_bias, takes_bias
+from onnxcomp_passes.prune.support.folding import add_share
+from onnxcomp_passes.prune.support.leftovers import drop_constant_branches, drop_noops
+from onnxcomp_passes.prune.support.likeness import Fingerprints, Likeness
 from onnxcomp_passes.prune.support.removal import Removal
+from onnxcomp_passes.prune.support.verdicts import Judge
+from onnxcomp_passes.prune.support.weights import WEIGHTED, is_made_of_constants
+from onnxcomp_passes.simplify.eliminate_dead import EliminateDead
+from onnxcomp_passes.simplify.fold_constants import FoldConstants
 
 if TYPE_CHECKING:
-    from onnxcomp.analysis.channels import ChannelMap, Group, Member
-    from onnxcomp.analysis.channels.site import Contraction
+    from onnxcomp.analysis.channels import Group
+    from onnxcomp.ir import Model
     from onnxcomp.passbase import Context
 
-Array = np.ndarray[Any, Any]
 # Each round can make more channels unread; a network is no deeper than this in practice.
 MAX_ROUNDS = 256
 
@@ -52,160 +55,101 @@ class ShrinkChannels(Pass):
 
     @override
     def run(self, ctx: Context) -> None:
-        removed = 0
-        for prefer in ("large", "outer", "inner"):
-            for _ in range(MAX_ROUNDS):
-                found = _Round(ctx, Channels(prefer))
-                removed += found.removed
-                if not found.removed:
-                    break
-            if not ctx.facts.get(Channels(prefer)).ambiguous:
-                break
+        if _computes_weights(ctx.model):
+            FoldConstants().run(ctx)
+        removed = _shrink(ctx)
+        while _tidy(ctx):
+            removed += _shrink(ctx)
         if removed:
             ctx.edit.count("channels removed", removed)
-        else:
+        elif not ctx.edit.changed:
             ctx.skip("SHR101", "model", "no channel is without effect")
+
+
+def _computes_weights(model: Model) -> bool:
+    """Whether a layer reads a weight that is made of constants, such as weights times a mask."""
+    return any(
+        value is not None and is_made_of_constants(value)
+        for node in model.nodes()
+        if standard_op(node) in WEIGHTED
+        for value in node.inputs[1:]
+    )
+
+
+def _shrink(ctx: Context) -> int:
+    """Removes channels until none is left that could go; returns how many went."""
+    removed = 0
+    prints = Fingerprints()
+    for prefer in ("large", "outer", "inner"):
+        for _ in range(MAX_ROUNDS):
+            found = _Round(ctx, Channels(prefer), prints)
+            removed += found.removed
+            if found.merged:
+                ctx.edit.count("channels merged", found.merged)
+            if not found.removed:
+                break
+        if not ctx.facts.get(Channels(prefer)).ambiguous:
+            break
+    return removed
+
+
+def _tidy(ctx: Context) -> bool:
+    """Removes branches that hold a constant and layers that do nothing; returns whether any was."""
+    shapes = ctx.facts.refresh(Shapes())
+    dropped = drop_constant_branches(ctx, Constancy(ctx.model, shapes))
+    if dropped:
+        ctx.edit.count("constant branches removed", dropped)
+    dropped_layers = drop_noops(ctx, ctx.facts.refresh(Shapes()) if dropped else shapes)
+    if dropped_layers:
+        ctx.edit.count("layers without effect removed", dropped_layers)
+    if dropped or dropped_layers:
+        EliminateDead().run(ctx)
+    return bool(dropped or dropped_layers)
 
 
 class _Round:
     """Removes what is without effect now; what that makes unread is seen in the next round.
 
     Attributes:
-        channels: The channels before.
         removed: How many units went.
+        merged: How many of these live on in others.
     """
 
-    def __init__(self, ctx: Context, question: Channels) -> None:
+    def __init__(self, ctx: Context, question: Channels, prints: Fingerprints) -> None:
+        self._ctx = ctx
         self._shapes = ctx.facts.refresh(Shapes())
-        self.channels = ctx.facts.refresh(question)
-        constancy = Constancy(ctx.model, self.channels, self._shapes)
-        self._judge = _Judge(self.channels, constancy)
+        channels = ctx.facts.refresh(question)
+        constancy = Constancy(ctx.model, self._shapes)
+        axes = [(m.value, m.axis) for group in channels.groups for m in group.members]
+        likeness = Likeness(ctx.model, self._shapes, axes, prints)
         self._removal = Removal(ctx, self._shapes)
-        self.removed = sum(self._drop(group) for group in self.channels.groups)
+        self._judge = Judge(channels, constancy, likeness, self._removal)
+        self.merged = 0
+        self.removed = sum(self._drop(group) for group in channels.groups)
         if self.removed:
-            shares = list(self._judge.shares)
-            self._removal.apply()
-            for node, share in shares:
-                self._add(ctx, node, share)
+            self._apply()
 
     def _drop(self, group: Group) -> int:
         dead = self._judge.dead(group)
         if dead.all() and self._removal.empties(group):
             dead[0] = False
-        if dead.any():
-            self._judge.fold(group, dead)
-            self._removal.drop(group, dead)
-        return int(dead.sum())
+        self._removal.drop(group, dead)
+        absorbed = self._judge.absorbed(group, dead)
+        self._removal.drop(group, absorbed)
+        self.merged += int(absorbed.sum())
+        gone = dead | absorbed
+        if gone.any():
+            self._judge.fold(group, gone)
+        return int(gone.sum())
 
-    def _add(self, ctx: Context, node: ir.Node, share: Array) -> None:
-        output = node.outputs[0]
-        axis = 1 if node.op_type == "Conv" else (self._shapes.rank(output) or 1) - 1
-        kept = self._removal.kept(output, axis)
-        dtype = self._shapes.dtype(output)
-        add_to_bias(ctx, node, share if kept is None else share[kept], dtype)
-
-
-class _Judge:
-    """Decides which units of a group are without effect.
-
-    Attributes:
-        shares: What goes into biases, by operator, for the channels as they were.
-    """
-
-    def __init__(self, channels: ChannelMap, constancy: Constancy) -> None:
-        self.shares: list[tuple[ir.Node, Array]] = []
-        self._constancy = constancy
-        self._contractions: dict[tuple[ir.Value, int], list[Contraction]] = {}
-        for found in channels.contractions:
-            self._contractions.setdefault(found.left, []).append(found)
-            self._contractions.setdefault(found.right, []).append(found)
-
-    def dead(self, group: Group) -> Array:
-        """Returns which units nobody would miss."""
-        dtypes = {self._constancy.shapes.dtype(member.value) for member in group.members}
-        if group.mixed or ir.DataType.STRING in dtypes:
-            return np.zeros(group.units, bool)
-        dead = np.ones(group.units, bool)
-        for member in group.members:
-            key = (member.value, member.axis)
-            for contraction in self._contractions.get(key, ()):
-                dead &= self._is_silent(contraction, group)
-        return dead
-
-    def _is_silent(self, contraction: Contraction, group: Group) -> Array:
-        """Whether a unit adds nothing to a sum, or the same number each time."""
-        left, right = _find(group, contraction.left), _find(group, contraction.right)
-        if left is None or right is None:
-            # A convolution in groups of which whole ones go: what reads the unit goes with it.
-            return np.ones(group.units, bool)
-        silent = _by_unit(self._silence(*contraction.left), left)
-        silent |= _by_unit(self._silence(*contraction.right), right)
-        return silent | self._is_foldable(contraction, group)
-
-    def _silence(self, value: ir.Value, axis: int) -> Array:
-        """Positions of an axis that hold zeros and nothing else."""
-        zeros: Array = self._constancy.of(value, axis) == 0
-        return self._zero_slices(value, axis) | zeros
-
-    @staticmethod
-    def _zero_slices(value: ir.Value, axis: int) -> Array:
-        weight = array(value)
-        if weight is None:
-            return np.zeros(1, bool)
-        others = tuple(place for place in range(weight.ndim) if place != axis)
-        nonzero: Array = (weight != 0).any(others)
-        return ~nonzero
-
-    def _is_foldable(self, contraction: Contraction, group: Group) -> Array:
-        """Whether what a unit holds can move into the bias of its reader."""
-        weight = array(contraction.right[0])
-        member = _find(group, contraction.left)
-        if weight is None or member is None or not takes_bias(contraction.node):
-            return np.zeros(group.units, bool)
-        held = self._constancy.of(*contraction.left)
-        return _by_unit(~np.isnan(held), member)
-
-    def fold(self, group: Group, dead: Array) -> None:
-        """Notes what dead units add to the sums of their readers."""
-        seen: set[int] = set()
-        for member in group.members:
-            for contraction in self._contractions.get((member.value, member.axis), ()):
-                source = _find(group, contraction.left)
-                weight = array(contraction.right[0])
-                if id(contraction) in seen or source is None or weight is None:
-                    continue
-                if not takes_bias(contraction.node):
-                    continue
-                seen.add(id(contraction))
-                held = np.nan_to_num(self._constancy.of(*contraction.left))
-                mask = np.zeros(len(held), bool)
-                mask[source.positions[dead].reshape(-1)] = True
-                share = _share(weight, contraction, np.where(mask, held, 0.0))
-                if share is not None and share.any():
-                    self.shares.append((contraction.node, share))
-
-
-def _find(group: Group, key: tuple[ir.Value, int]) -> Member | None:
-    return next((m for m in group.members if m.value is key[0] and m.axis == key[1]), None)
-
-
-def _by_unit(positions: Array, member: Member) -> Array:
-    """Returns for which units something holds at all positions."""
-    if len(positions) <= member.positions.max():
-        return np.zeros(len(member.positions), bool)
-    everywhere: Array = positions[member.positions].all(1)
-    return everywhere
-
-
-def _share(weight: Array, contraction: Contraction, held: Array) -> Array | None:
-    """Returns what constant inputs add to each output of a linear operator."""
-    if not held.any():
-        return None
-    read = contraction.right[1]
-    rows = np.moveaxis(weight.astype(np.float64), read, -1)
-    if contraction.node.op_type == "Conv":
-        rows = rows.reshape(len(weight), -1, weight.shape[read]).sum(1)
-    elif rows.ndim != 2:
-        return None
-    share: Array = rows @ held
-    return share
+    def _apply(self) -> None:
+        moved = self._judge.moved
+        for value, merges in moved.merges.items():
+            if (weight := array(value)) is not None:
+                for merge in merges:
+                    weight = merge.applied(weight)
+                self._ctx.edit.set_tensor(value, weight)
+        self._removal.apply()
+        for node, share in moved.shares:
+            dtype = self._shapes.dtype(node.outputs[0])
+            add_share(self._ctx, node, share, self._removal, dtype)

@@ -10,35 +10,32 @@ import onnx
 from onnxcomp.analysis.channels.elementwise import BROADCAST, UNARY
 from onnxcomp.errors import UserError
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import array, attribute, constant, input_at, subgraphs
+from onnxcomp.ir.ops import array, attribute, input_at, standard_op, subgraphs
+from onnxcomp_passes.prune.support.constant_layers import LAYERS
+from onnxcomp_passes.prune.support.relations import MOVES
+from onnxcomp_passes.prune.support.weights import FLOATS, weight_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from onnxcomp.analysis.shapes import ShapeMap
     from onnxcomp_passes.prune.support.constancy import Constancy
 
     Rule: TypeAlias = Callable[[Constancy, ir.Node], None]
 
 Array = np.ndarray[Any, Any]
-FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
-_MOVES = frozenset(
-    [
-        "Concat",
-        "Split",
-        "Slice",
-        "Gather",
-        "Transpose",
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Expand",
-        "Tile",
-    ]
-)
+# What elements may be quantized to on their way.
+_INTEGERS = frozenset({ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16})
 _SPATIAL = frozenset(
     ["MaxPool", "GlobalMaxPool", "GlobalAveragePool", "ReduceMean", "ReduceMax", "ReduceMin"]
 )
+
+
+def is_known_type(shapes: ShapeMap, node: ir.Node) -> bool:
+    """Whether an operator puts out numbers that are followed: floating point, and quantized ones."""
+    dtype = shapes.dtype(node.outputs[0])
+    hands_on = MOVES | {"QuantizeLinear", "MaxPool", "GlobalMaxPool"}
+    return dtype in FLOATS or (dtype in _INTEGERS and standard_op(node) in hands_on)
 
 
 def _moved(constancy: Constancy, node: ir.Node) -> None:
@@ -83,140 +80,12 @@ def _resize(constancy: Constancy, node: ir.Node) -> None:
     (_spatial if nearest and not crops else _zeros)(constancy, node)
 
 
-def is_padded(node: ir.Node) -> bool:
-    """Whether a convolution sees zeros around its input."""
-    if attribute(node, "auto_pad", "NOTSET") in {"SAME_UPPER", "SAME_LOWER"}:
-        return True
-    return any(attribute(node, "pads", ()))
-
-
-def _conv(constancy: Constancy, node: ir.Node) -> None:
-    """A filter that is zero wherever its input varies gives the same number everywhere."""
-    weight, source = array(node.inputs[1]), node.inputs[0]
-    bias = _bias(node, 2, weight.shape[0] if weight is not None else 0)
-    if weight is None or source is None or bias is None or not constancy.axes(node.outputs[0]):
-        return
-    group = attribute(node, "group", 1)
-    held = constancy.of(source, 1).reshape(group, 1, -1)
-    if is_padded(node):
-        held = np.where(held == 0, 0.0, np.nan)
-    rows = weight.reshape(group, -1, weight.shape[1], int(np.prod(weight.shape[2:])))
-    constancy.store(node.outputs[0], 1, _summed(rows, held, bias))
-
-
-def _conv_transpose(constancy: Constancy, node: ir.Node) -> None:
-    """A filter of zeros gives its bias; others overlap differently at the borders."""
-    weight, source = array(node.inputs[1]), node.inputs[0]
-    group = attribute(node, "group", 1)
-    bias = _bias(node, 2, weight.shape[1] * group if weight is not None else 0)
-    if weight is None or source is None or bias is None or not constancy.axes(node.outputs[0]):
-        return
-    held = constancy.of(source, 1).reshape(group, 1, -1)
-    held = np.where(held == 0, 0.0, np.nan)
-    rows = weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1).swapaxes(1, 2)
-    constancy.store(node.outputs[0], 1, _summed(rows, held, bias))
-
-
-def _summed(rows: Array, held: Array, bias: Array) -> Array:
-    """Returns the number of each filter, NaN where it meets something that varies.
-
-    Args:
-        rows: [groups, filters, inputs, taps] weights.
-        held: [groups, 1, inputs] what inputs hold, NaN where it varies.
-        bias: [groups * filters] what is added.
-    """
-    meets = (rows != 0).any(3)
-    varies = (meets & np.isnan(held)).any(2)
-    total = (rows.sum(3, dtype=np.float64) * np.nan_to_num(held)).sum(2)
-    numbers: Array = np.where(varies, np.nan, total).reshape(-1) + bias
-    return numbers
-
-
-def _bias(node: ir.Node, index: int, size: int) -> Array | None:
-    """Returns a bias, zeros when there is none, None when it is not constant."""
-    value = input_at(node, index)
-    if value is None:
-        return np.zeros(size)
-    found = array(value)
-    return None if found is None else found.astype(np.float64)
-
-
-def _matmul(constancy: Constancy, node: ir.Node) -> None:
-    weight, source = array(node.inputs[1]), node.inputs[0]
-    if weight is None:
-        _product(constancy, node)
-        return
-    if source is None or weight.ndim != 2 or not constancy.axes(node.outputs[0]):
-        return
-    rank = constancy.shapes.rank(source) or 0
-    if rank < 2:
-        return
-    held = constancy.of(source, rank - 1).reshape(1, 1, -1)
-    rows = weight.T[None, :, :, None]
-    out = (constancy.shapes.rank(node.outputs[0]) or 1) - 1
-    constancy.store(node.outputs[0], out, _summed(rows, held, np.zeros(weight.shape[1])))
-
-
-def _product(constancy: Constancy, node: ir.Node) -> None:
-    """Of two operands that both vary: what one has zeros for, is zero."""
-    out = node.outputs[0]
-    rank = constancy.shapes.rank(out) or 0
-    for axis in constancy.axes(out):
-        zero: Array = constancy.of(out, axis) == 0  # nothing is known yet: all False
-        for place, value in enumerate(node.inputs):
-            own = constancy.shapes.rank(value)
-            # Rows come from the left, columns from the right, everything before from both.
-            if value is None or own is None or (axis == rank - 2 + (1 - place)):
-                continue
-            index = axis - (rank - own)
-            if index >= 0 and (constancy.shapes.shape(value) or ())[index] == len(zero):
-                zero = zero | (constancy.of(value, index) == 0)
-        constancy.store(out, axis, np.where(zero, 0.0, np.nan))
-
-
-def _gemm(constancy: Constancy, node: ir.Node) -> None:
-    weight, source = array(node.inputs[1]), node.inputs[0]
-    if weight is None or source is None or not constancy.axes(node.outputs[0]):
-        return
-    matrix = weight if attribute(node, "transB", 0) else weight.T
-    added = input_at(node, 2)
-    bias = np.zeros(len(matrix)) if added is None else _row(array(added), len(matrix))
-    if bias is None:
-        return
-    held = constancy.of(source, 0 if attribute(node, "transA", 0) else 1).reshape(1, 1, -1)
-    rows = matrix[None, :, :, None] * float(attribute(node, "alpha", 1.0))
-    numbers = _summed(rows, held, bias * float(attribute(node, "beta", 1.0)))
-    constancy.store(node.outputs[0], 1, numbers)
-
-
-def _row(bias: Array | None, size: int) -> Array | None:
-    """Returns a bias as one row, None when rows differ."""
-    if bias is None or (bias.ndim == 2 and bias.shape[0] != 1):
-        return None
-    return np.broadcast_to(bias.reshape(-1), (size,)).astype(np.float64)
-
-
-def _batch_normalization(constancy: Constancy, node: ir.Node) -> None:
-    parameters = [array(value) for value in node.inputs[1:5]]
-    source = node.inputs[0]
-    if (
-        source is None
-        or any(found is None for found in parameters)
-        or attribute(node, "training_mode", 0)
-    ):
-        return
-    scale, shift, mean, variance = (np.asarray(found, np.float64) for found in parameters)
-    held = constancy.of(source, 1)
-    factor = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
-    numbers = np.where(factor == 0, shift, (held - mean) * factor + shift)
-    constancy.store(node.outputs[0], 1, numbers)
-
-
 def _elementwise(constancy: Constancy, node: ir.Node) -> None:
     """Computes what operands that hold numbers make of them, with the runtime's own kernel."""
     spread = node.op_type in BROADCAST
     operands = list(node.inputs if spread else node.inputs[:1])
-    if not (constancy.anything(operands) or node.op_type == "Mul"):
+    masks = node.op_type == "Mul" and any(weight_of(value) is not None for value in operands)
+    if not (constancy.anything(operands) or masks):
         return
     for axis in constancy.axes(node.outputs[0]):
         vectors = [_aligned(constancy, value, node.outputs[0], axis) for value in operands]
@@ -242,11 +111,57 @@ def _aligned(constancy: Constancy, value: ir.Value | None, out: ir.Value, axis: 
     dims = shapes.shape(value) or ()
     if place >= 0 and dims[place] == count:
         return constancy.of(value, place)
-    tensor = constant(value)
-    if tensor is None or tensor.dtype not in FLOATS or not tensor.size:
+    found = weight_of(value)
+    if found is None or found.dtype.kind not in "fbiu" or not found.size:
         return np.full(count, np.nan)
-    flat = tensor.numpy().reshape(-1)
+    flat = found.reshape(-1)
     return np.full(count, float(flat[0]) if (flat == flat[0]).all() else np.nan)
+
+
+def _where(constancy: Constancy, node: ir.Node) -> None:
+    """What is picked: the same at every position along an axis, or equal on both sides."""
+    if not constancy.anything(node.inputs) and weight_of(node.inputs[0]) is None:
+        return
+    for axis in constancy.axes(node.outputs[0]):
+        picks, one, other = (_aligned(constancy, v, node.outputs[0], axis) for v in node.inputs)
+        picked = np.where(picks == 0, other, np.where(np.isnan(picks), np.nan, one))
+        constancy.store(node.outputs[0], axis, np.where(one == other, one, picked))
+
+
+def _quantize(constancy: Constancy, node: ir.Node) -> None:
+    """Numbers of the integer type that channels are rounded to."""
+    dtype = constancy.shapes.dtype(node.outputs[0])
+    for axis, held, scale, zero in _scaled(constancy, node):
+        if dtype in _INTEGERS:
+            limits = np.iinfo(dtype.numpy())
+            with np.errstate(divide="ignore", invalid="ignore"):
+                rounded = np.rint((held / scale).astype(np.float32)) + zero
+            constancy.store(node.outputs[0], axis, np.clip(rounded, limits.min, limits.max))
+
+
+def _dequantize(constancy: Constancy, node: ir.Node) -> None:
+    for axis, held, scale, zero in _scaled(constancy, node):
+        constancy.store(node.outputs[0], axis, (held - zero) * scale)
+
+
+def _scaled(constancy: Constancy, node: ir.Node) -> Iterator[tuple[int, Array, Array, Array]]:
+    """Yields axes of which something is known, with what they hold, scales and zero points."""
+    source, scale = node.inputs[0], array(node.inputs[1])
+    given = input_at(node, 2)
+    zero = np.zeros(1) if given is None else array(given)
+    if not constancy.is_known(source) or source is None or scale is None or zero is None:
+        return
+    along = attribute(node, "axis", 1) % (constancy.shapes.rank(source) or 1)
+    for axis in constancy.axes(source):
+        held = constancy.of(source, axis)
+        sizes = {1, len(held)} if axis == along else {1}
+        if not attribute(node, "block_size", 0) and {scale.size, zero.size} <= sizes:
+            yield (
+                axis,
+                held,
+                scale.reshape(-1).astype(np.float64),
+                zero.reshape(-1).astype(np.float64),
+            )
 
 
 def _computed(constancy: Constancy, node: ir.Node, held: Array, *, spread: bool) -> Array:
@@ -287,43 +202,15 @@ def _alone(node: ir.Node, feeds: dict[str, Array], opset: int) -> onnx.ModelProt
     return onnx.helper.make_model(graph, ir_version=10, opset_imports=imports)
 
 
-def _recurrent(constancy: Constancy, node: ir.Node) -> None:
-    """A hidden unit whose candidate is always zero stays at zero, where it starts."""
-    weight, recurrence = array(node.inputs[1]), array(node.inputs[2])
-    states = [input_at(node, 5), *([input_at(node, 6)] if node.op_type == "LSTM" else [])]
-    if weight is None or recurrence is None or node.attributes.get("activations") is not None:
-        return
-    if any(state is not None and not _is_zero(state) for state in states):
-        return
-    units = recurrence.shape[2]
-    given = input_at(node, 3)
-    bias = np.zeros((len(weight), 2 * weight.shape[1])) if given is None else array(given)
-    if bias is None:
-        return
-    # The candidate is the last gate: iofc of an LSTM, zrh of a GRU, the only one of an RNN.
-    last = slice(weight.shape[1] - units, weight.shape[1])
-    halves = bias.reshape(len(weight), 2, -1)
-    quiet = ~(
-        weight[:, last].any((0, 2))
-        | recurrence[:, last].any((0, 2))
-        | halves[:, :, last].any((0, 1))
-    )
-    for output in node.outputs:
-        for axis in constancy.axes(output):
-            constancy.store(output, axis, np.where(quiet, 0.0, np.nan))
-
-
-def _is_zero(value: ir.Value) -> bool:
-    found = array(value)
-    return found is not None and not found.any()
-
-
 def _branches(constancy: Constancy, node: ir.Node) -> None:
     """What both branches hold, whichever runs."""
     bodies = list(subgraphs(node))
     for place, output in enumerate(node.outputs):
-        for axis in constancy.axes(output):
-            held = np.stack([constancy.of(body.outputs[place], axis) for body in bodies])
+        for axis in constancy.axes(output) if output.name else ():
+            sides = [constancy.of(body.outputs[place], axis) for body in bodies]
+            if len({len(side) for side in sides}) != 1:
+                continue
+            held = np.stack(sides)
             constancy.store(output, axis, np.where((held == held[0]).all(0), held[0], np.nan))
 
 
@@ -344,7 +231,7 @@ RULES: dict[str, Rule] = {
     "If": _branches,
     "Einsum": _einsum,
     **dict.fromkeys(UNARY | BROADCAST, _elementwise),
-    **dict.fromkeys(_MOVES, _moved),
+    **dict.fromkeys(MOVES, _moved),
     **dict.fromkeys(_SPATIAL, _spatial),
     **dict.fromkeys(
         ("LpPool", "GlobalLpPool", "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare"), _zeros
@@ -353,12 +240,8 @@ RULES: dict[str, Rule] = {
     "Pad": _pad,
     "Resize": _resize,
     "Upsample": _resize,
-    "DepthToSpace": _moved,
-    "SpaceToDepth": _moved,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "MatMul": _matmul,
-    "Gemm": _gemm,
-    "BatchNormalization": _batch_normalization,
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), _recurrent),
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+    "Where": _where,
+    **LAYERS,
 }

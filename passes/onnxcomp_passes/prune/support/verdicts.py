@@ -1,0 +1,266 @@
+"""Which channels nobody would miss, and what has to move elsewhere when they go."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnxcomp.ir import ir
+from onnxcomp.ir.ops import array, attribute, is_op
+from onnxcomp_passes.prune.support.folding import share_of, takes_bias
+from onnxcomp_passes.prune.support.weights import weight_of
+
+if TYPE_CHECKING:
+    from onnxcomp.analysis.channels import ChannelMap, Group, Member
+    from onnxcomp.analysis.channels.site import Contraction
+    from onnxcomp_passes.prune.support.constancy import Constancy
+    from onnxcomp_passes.prune.support.likeness import Likeness
+    from onnxcomp_passes.prune.support.removal import Removal
+
+Array = np.ndarray[Any, Any]
+# Sums over channels in which the weights of two equal channels may be added up.
+_LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Rows of a weight that are added to others: what read `source` reads `target` as well.
+
+    Attributes:
+        axis: Along which axis of the weight they lie.
+        targets: The positions that stay.
+        sources: The positions that go.
+        factors: How many times what the target holds the source holds.
+    """
+
+    axis: int
+    targets: Array
+    sources: Array
+    factors: Array
+
+    def applied(self, weight: Array) -> Array:
+        """Returns the weight with rows added up; rows that go stay where they are."""
+        rows = np.moveaxis(weight, self.axis, 0).astype(np.float64)
+        shape = (-1,) + (1,) * (rows.ndim - 1)
+        np.add.at(rows, self.targets, rows[self.sources] * self.factors.reshape(shape))
+        return np.moveaxis(rows, 0, self.axis).astype(weight.dtype)
+
+
+@dataclass
+class Moved:
+    """What leaves its place when channels go.
+
+    Attributes:
+        shares: What goes into biases, by operator, for the channels as they were.
+        merges: What is added up in weights.
+    """
+
+    shares: list[tuple[ir.Node, Array]] = field(default_factory=list)
+    merges: dict[ir.Value, list[Merge]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Judge:
+    """Decides which units of a group are without effect.
+
+    Args:
+        channels: The groups and who reads them.
+        constancy: Numbers that channels always hold.
+        likeness: Which channels are equal.
+        removal: What goes already.
+
+    Attributes:
+        moved: What leaves its place.
+    """
+
+    def __init__(
+        self, channels: ChannelMap, constancy: Constancy, likeness: Likeness, removal: Removal
+    ) -> None:
+        self.moved = Moved()
+        self._constancy = constancy
+        self._likeness = likeness
+        self._removal = removal
+        self._pinned: dict[tuple[ir.Value, int], Array] = {}
+        self._contractions: dict[tuple[ir.Value, int], list[Contraction]] = defaultdict(list)
+        self._readers: dict[ir.Value, int] = defaultdict(int)
+        for found in channels.contractions:
+            self._contractions[found.left].append(found)
+            self._contractions[found.right].append(found)
+            self._readers[found.right[0]] += 1
+
+    def dead(self, group: Group) -> Array:
+        """Returns which units nobody would miss."""
+        if not self._may_lose(group):
+            return np.zeros(group.units, bool)
+        dead = ~self._pins(group)
+        for contraction in self._of(group):
+            dead &= self._is_silent(contraction, group)
+        return dead
+
+    def _may_lose(self, group: Group) -> bool:
+        dtypes = {self._constancy.shapes.dtype(member.value) for member in group.members}
+        return not group.mixed and ir.DataType.STRING not in dtypes
+
+    def _of(self, group: Group) -> list[Contraction]:
+        found: dict[int, Contraction] = {}
+        for member in group.members:
+            for contraction in self._contractions.get((member.value, member.axis), ()):
+                found[id(contraction)] = contraction
+        return list(found.values())
+
+    def _pins(self, group: Group) -> Array:
+        """Units that others were merged into."""
+        pinned = np.zeros(group.units, bool)
+        for member in group.members:
+            mask = self._pinned.get((member.value, member.axis))
+            if mask is not None:
+                pinned |= mask[member.positions].any(1)
+        return pinned
+
+    def _is_silent(self, contraction: Contraction, group: Group) -> Array:
+        """Whether a unit adds nothing to a sum, or the same number each time."""
+        left, right = find(group, contraction.left), find(group, contraction.right)
+        if left is None or right is None:
+            # A convolution in groups of which whole ones go: what reads the unit goes with it.
+            return np.ones(group.units, bool)
+        silent = _by_unit(self._silence(*contraction.left), left)
+        silent |= _by_unit(self._silence(*contraction.right), right)
+        return silent | self._is_foldable(contraction, left)
+
+    def _silence(self, value: ir.Value, axis: int) -> Array:
+        """Positions of an axis that hold zeros and nothing else."""
+        zeros: Array = self._constancy.of(value, axis) == 0
+        weight = weight_of(value)
+        if weight is None:
+            return zeros
+        others = tuple(place for place in range(weight.ndim) if place != axis)
+        nothing: Array = zeros | ~(weight != 0).any(others)
+        return nothing
+
+    def _is_foldable(self, contraction: Contraction, member: Member) -> Array:
+        """Whether what a unit holds can move into the bias of its reader."""
+        weight = array(contraction.right[0])
+        if weight is None or not takes_bias(contraction, weight):
+            return np.zeros(len(member.positions), bool)
+        return _by_unit(~np.isnan(self._constancy.of(*contraction.left)), member)
+
+    def absorbed(self, group: Group, dead: Array) -> Array:
+        """Returns which more units can be merged into others that hold the same, or a multiple.
+
+        Args:
+            group: The group.
+            dead: [units] What goes anyway, and is marked for removal.
+        """
+        if not self._may_lose(group):
+            return np.zeros(group.units, bool)
+        able = ~dead & ~self._pins(group)
+        plans: list[tuple[Contraction, Member, Array, _Partners]] = []
+        for contraction in self._of(group):
+            left = find(group, contraction.left)
+            silent = self._is_silent(contraction, group)
+            if left is None or silent.all():
+                continue
+            partners = self._partners(contraction, left.positions[silent].reshape(-1))
+            able &= silent | partners.cover(left)
+            if not able.any():
+                return able
+            plans.append((contraction, left, silent, partners))
+        if not plans or self._leaves_nothing(group, able):
+            return np.zeros(group.units, bool)
+        for contraction, left, silent, partners in plans:
+            self._merge(contraction, left.positions[able & ~silent].reshape(-1), partners)
+        return able if plans else np.zeros(group.units, bool)
+
+    def _leaves_nothing(self, group: Group, able: Array) -> bool:
+        return bool(able.all()) and self._removal.empties(group)
+
+    def _partners(self, contraction: Contraction, unneeded: Array) -> _Partners:
+        """For each position that a weight reads, another one that holds a multiple of the same."""
+        (left, axis), (right, along) = contraction.left, contraction.right
+        held = self._constancy.of(left, axis)
+        weight = array(right)
+        if (
+            weight is None
+            or not right.is_initializer()
+            or self._readers[right] > 1
+            or len(right.uses()) > 1
+            or not is_op(contraction.node, *_LINEAR)
+            or attribute(contraction.node, "group", 1) != 1
+            or weight.shape[along] != len(held)
+        ):
+            return _Partners(np.full(len(held), -1), np.ones(len(held)))
+        numbers = self._likeness.of(left, axis).copy()
+        fixed = ~np.isnan(held) & (held != 0)
+        scale = np.where(fixed, held, 1.0)
+        numbers[fixed] = -1
+        staying = self._removal.kept(left, axis)
+        staying = np.ones(len(held), bool) if staying is None else staying.copy()
+        staying[unneeded] = False
+        return _leaders(numbers, scale, staying)
+
+    def _merge(self, contraction: Contraction, sources: Array, partners: _Partners) -> None:
+        if not len(sources):
+            return
+        right, along = contraction.right
+        targets = partners.targets[sources]
+        self.moved.merges[right].append(Merge(along, targets, sources, partners.factors[sources]))
+        pins = self._pinned.setdefault(contraction.left, np.zeros(len(partners.targets), bool))
+        pins[targets] = True
+
+    def fold(self, group: Group, gone: Array) -> None:
+        """Notes what units that go add to the sums of their readers."""
+        for contraction in self._of(group):
+            source = find(group, contraction.left)
+            weight = array(contraction.right[0])
+            if source is None or weight is None or not takes_bias(contraction, weight):
+                continue
+            held = np.nan_to_num(self._constancy.of(*contraction.left))
+            mask = np.zeros(len(held), bool)
+            mask[source.positions[gone].reshape(-1)] = True
+            share = share_of(contraction, weight, np.where(mask, held, 0.0))
+            if share.any():
+                self.moved.shares.append((contraction.node, share))
+
+
+@dataclass(frozen=True)
+class _Partners:
+    """For each position another that holds the same up to a factor, -1 where there is none."""
+
+    targets: Array
+    factors: Array
+
+    def cover(self, member: Member) -> Array:
+        """Whether all positions of a unit have partners, and outside of the unit."""
+        units = np.full(len(self.targets) + 1, -1)
+        units[member.positions] = np.arange(len(member.positions))[:, None]
+        targets = self.targets[member.positions]
+        outside = units[targets] != np.arange(len(targets))[:, None]
+        covered: Array = ((targets >= 0) & outside).all(1)
+        return covered
+
+
+def _leaders(numbers: Array, scale: Array, staying: Array) -> _Partners:
+    """Of positions with one number the one with the largest scale speaks for all."""
+    order = np.lexsort((np.arange(len(numbers)), -np.abs(scale), numbers))
+    leader: dict[int, int] = {}
+    targets = np.full(len(numbers), -1)
+    for position in order[staying[order]].tolist():
+        first = leader.setdefault(int(numbers[position]), position)
+        targets[position] = first if first != position else -1
+    factors = np.where(targets >= 0, scale / scale[targets], 1.0)
+    return _Partners(targets, factors)
+
+
+def find(group: Group, key: tuple[ir.Value, int]) -> Member | None:
+    """Returns the member of a group for an axis of a value."""
+    return next((m for m in group.members if m.value is key[0] and m.axis == key[1]), None)
+
+
+def _by_unit(positions: Array, member: Member) -> Array:
+    """Returns for which units something holds at all positions."""
+    if len(positions) <= member.positions.max():
+        return np.zeros(len(member.positions), bool)
+    everywhere: Array = positions[member.positions].all(1)
+    return everywhere
