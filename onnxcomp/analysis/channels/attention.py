@@ -30,6 +30,7 @@ def attention(site: Site) -> None:
         for one, other in ((query, out), (key, value)):
             site.tie(one[1], other[1])
             site.tie(one[2], other[2])
+        site.head(query[1])
         if site.size(query[1]) == site.size(key[1]):
             site.tie(query[1], key[1])
         else:
@@ -59,6 +60,7 @@ def _flat(
         site.freeze("several heads share keys, or heads do not divide the channels")
         return
     count = site.space.virtual(heads)
+    site.head(count)
     matched, weighed = (site.space.virtual((sizes[index] or 0) // heads) for index in (0, 2))
     # Without an attribute that says otherwise, scores are divided by the root of a head's size.
     site.mix(matched)

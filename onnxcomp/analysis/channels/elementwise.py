@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxcomp.ir.ops import attribute
-
 if TYPE_CHECKING:
-    from onnxcomp.analysis.channels.site import Site
+    from onnxcomp.analysis.channels.site import Axes, Site
     from onnxcomp.ir import ir
 
 UNARY = frozenset(
@@ -89,8 +87,6 @@ BROADCAST = frozenset(
         "Xor",
     ]
 )
-# Vectors and scalars beside the data: their axes say nothing about the data's.
-_PARAMETERS_FROM = 1
 
 
 def unary(site: Site) -> None:
@@ -107,6 +103,9 @@ def broadcast(site: Site) -> None:
     if out is None or any(axes is None for axes in inputs):
         site.freeze("the rank of an operand is not known")
         return
+    if "broadcast" in site.node.attributes:
+        site.freeze("it broadcasts as before opset 7")
+        return
     for axes in inputs:
         site.spread(axes or [], out)
 
@@ -115,12 +114,11 @@ def normalized(site: Site) -> None:
     """Softmax and its like: each position along the axis depends on all others."""
     source = site.axes(site.input(0))
     _like(site, source, site.node.outputs[0])
-    version = site.node.version or 13
-    axis = site.attribute("axis", -1 if version >= 13 else 1)
     if source is None:
         return
-    flattened = version < 13 and site.node.op_type in {"Softmax", "LogSoftmax", "Hardmax"}
-    for mixed in source[axis:] if flattened else source[axis:][:1]:
+    axis = site.attribute("axis", -1 if site.opset >= 13 else 1)
+    # Before opset 13 everything from the axis on was one row.
+    for mixed in source[axis:] if site.opset < 13 else source[axis:][:1]:
         site.mix(mixed)
 
 
@@ -131,25 +129,39 @@ def quantized(site: Site) -> None:
     if source is None:
         return
     axis = site.attribute("axis", 1)
-    block = attribute(site.node, "block_size", 0)
-    for parameter in site.node.inputs[_PARAMETERS_FROM:]:
-        axes = site.axes(parameter)
-        if axes is None:
-            site.freeze("the rank of a scale is not known")
-        elif len(axes) == 1 and site.size(axes[0]) != 1 and -len(source) <= axis < len(source):
-            site.tie(axes[0], source[axis])
-        elif len(axes) > 1:
-            _blocks(site, axes, source, axis)
-    if block and -len(source) <= axis < len(source):
-        site.keep(source[axis], "it is quantized in blocks")
+    for parameter in site.node.inputs[1:]:
+        _scales(site, site.axes(parameter), source, axis)
 
 
-def _blocks(site: Site, axes: list[int | None], source: list[int | None], axis: int) -> None:
-    for place, (one, other) in enumerate(zip(axes, source, strict=False)):
-        if place == axis % len(source):
-            site.keep(one, "it counts blocks")
-        else:
-            site.tie(one, other)
+def _scales(site: Site, scales: Axes | None, source: Axes, axis: int) -> None:
+    """One number for all, one per position of an axis, or one per block along it."""
+    block = site.attribute("block_size", 0)
+    if scales is None:
+        site.freeze("the rank of a scale is not known")
+    elif len(scales) == 1 and not block:
+        if site.size(scales[0]) != 1:
+            site.tie(scales[0], source[axis])
+    elif len(scales) == len(source) and block:
+        site.tie_all(
+            *(
+                [one for i, one in enumerate(axes) if i != axis % len(source)]
+                for axes in (scales, source)
+            )
+        )
+        _blocks(site, scales[axis], source[axis], block)
+    elif scales:
+        site.freeze("its scales have more axes than are understood")
+
+
+def _blocks(site: Site, counted: int | None, whole: int | None, block: int) -> None:
+    """Whole blocks may go."""
+    if counted is None or whole is None or site.size(whole) != block * (site.size(counted) or 0):
+        site.keep(counted, "it counts blocks")
+        site.keep(whole, "it is quantized in blocks")
+        return
+    inside = site.space.virtual(block)
+    site.keep(inside, "it is quantized in blocks")
+    site.space.product(whole, [counted, inside])
 
 
 def _like(site: Site, source: list[int | None] | None, value: ir.Value | None) -> None:

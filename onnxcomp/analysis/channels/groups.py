@@ -47,11 +47,16 @@ class Group:
         members: Axes of values and weights that lose positions with a unit.
         mixed: Why removing a unit changes what the others compute even if it carries nothing (a mean
             over all of them); empty where units are independent.
+        scaled: Why removing a unit may round the others in another way (a scale that is measured over
+            all of them while the model runs); a unit that holds zeros leaves no trace.
+        heads: Whether units are heads of attention.
     """
 
     units: int
     members: tuple[Member, ...]
     mixed: tuple[str, ...]
+    scaled: tuple[str, ...] = ()
+    heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,8 @@ class ChannelMap:
         self._owners: dict[int, list[tuple[ir.Value, int]]] = defaultdict(list)
         for (value, axis), number in space.known():
             self._owners[space.kind(number)].append((value, axis))
+        self._mixed, self._scaled = self._spread(space.mixed), self._spread(space.scaled)
+        self._heads = {item for axis in space.heads for item in positions.of(axis).tolist()}
         self.groups = tuple(self._groups())
 
     def barriers(self) -> Iterator[Barrier]:
@@ -114,12 +121,22 @@ class ChannelMap:
         for kind in kinds:
             positions = np.asarray([unit[kind] for unit in units], np.int64)
             members += [Member(value, axis, positions) for value, axis in self._owners[kind]]
-        mixed = {
-            reason
-            for number, reason in self._space.mixed.items()
-            if self._space.kind(number) in set(kinds)
-        }
-        return Group(len(units), tuple(members), tuple(sorted(mixed)))
+        found = self._positions.of(kinds[0])
+        items = {int(found[unit[kinds[0]][0]]) for unit in units}
+        mixed, scaled = (self._reasons(items, table) for table in (self._mixed, self._scaled))
+        return Group(len(units), tuple(members), mixed, scaled, bool(items & self._heads))
+
+    @staticmethod
+    def _reasons(items: set[int], table: dict[int, set[str]]) -> tuple[str, ...]:
+        return tuple(sorted(set().union(*(table.get(item, ()) for item in items))))
+
+    def _spread(self, reasons: dict[int, str]) -> dict[int, set[str]]:
+        """Returns what is said of axes by the sets that their positions are in."""
+        found: dict[int, set[str]] = defaultdict(set)
+        for axis, reason in reasons.items():
+            for item in set(self._positions.of(axis).tolist()):
+                found[item].add(reason)
+        return found
 
 
 @dataclass(frozen=True)
@@ -135,7 +152,7 @@ class Channels:
     Attributes:
         prefer: Along which factor an axis is cut that is a product of several that could be cut:
             `large` the larger one (channels rather than groups, the inside of heads rather than
-            heads), `outer` (heads), `inner`.
+            heads), `outer`, `inner`, `heads` (those of attention, else as `outer`).
     """
 
     prefer: Prefer = "large"
@@ -146,7 +163,7 @@ class Channels:
         shapes = facts.get(Shapes())
         for graph in ir_graphs(model.core):
             for node in graph:
-                _apply(Site(node, space, shapes, roles))
+                _apply(Site(node, model.opset, space, shapes, roles))
         _close(model, space, shapes)
         return ChannelMap(space, Positions(space, self.prefer), roles)
 
@@ -156,9 +173,14 @@ def _apply(site: Site) -> None:
     if rule is None:
         site.freeze("nothing is known of the operator")
         keep_bodies(site)
-    else:
+        return
+    try:
         rule(site)
-        site.close()
+    except (IndexError, ZeroDivisionError):
+        # Files may hold anything; what a rule said before it found out is only more to be kept.
+        site.freeze("its attributes do not fit its operands")
+        keep_bodies(site)
+    site.close()
 
 
 def _close(model: Model, space: Space, shapes: ShapeMap) -> None:

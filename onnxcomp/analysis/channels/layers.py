@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING
 
-from onnxcomp.ir.ops import attribute, integers
+import numpy as np
+
+from onnxcomp.analysis.channels.site import UNKNOWN_RANK
+from onnxcomp.ir.ops import array, attribute, integers
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.channels.site import Axes, Site
-
-_UNKNOWN = "the rank of an operand is not known"
-
-
-def _through(site: Site) -> tuple[Axes, Axes] | None:
-    """Returns the axes of the first operand and of the result, if they are as many."""
-    source, out = site.axes(site.input(0)), site.axes(site.node.outputs[0])
-    if source is None or out is None or len(source) != len(out):
-        site.freeze(_UNKNOWN)
-        return None
-    return source, out
 
 
 def _per_channel(site: Site, channel: int | None, first: int) -> None:
@@ -31,9 +24,12 @@ def _per_channel(site: Site, channel: int | None, first: int) -> None:
 
 def batch_normalization(site: Site) -> None:
     """BatchNormalization: a number per channel, and nothing between channels."""
-    if (found := _through(site)) is None:
+    if (found := site.through()) is None:
         return
     source, out = found
+    if site.attribute("spatial", 1) == 0:
+        site.freeze("it has numbers for each position in space")
+        return
     site.tie_all(source, out)
     _per_channel(site, source[1] if len(source) > 1 else None, 1)
     for output in site.node.outputs[1:]:
@@ -43,36 +39,34 @@ def batch_normalization(site: Site) -> None:
 
 def instance_normalization(site: Site) -> None:
     """InstanceNormalization: mean and variance within a channel."""
-    if (found := _through(site)) is None:
+    if (found := site.through()) is None:
         return
     source, out = found
     site.tie_all(source, out)
     for axis in source[2:]:
-        site.keep(axis, "its mean is over positions in space")
+        site.mix(axis)
     _per_channel(site, source[1], 1)
 
 
 def group_normalization(site: Site) -> None:
     """GroupNormalization: mean and variance over groups of channels."""
-    if (found := _through(site)) is None:
+    if (found := site.through()) is None:
         return
     source, out = found
     site.tie_all(source, out)
     for axis in source[2:]:
-        site.keep(axis, "its mean is over positions in space")
+        site.mix(axis)
     groups, channels = site.attribute("num_groups", 1), site.size(source[1])
-    for index in (1, 2):
-        axes = site.axes(site.input(index))
-        if axes and site.size(axes[0]) == channels:
-            site.tie(axes[0], source[1])
-        elif axes:
-            site.keep(axes[0], "it counts groups")
     if source[1] is None or not channels or channels % groups:
+        site.freeze("its groups do not divide the channels")
         return
     # Whole groups go, which leaves the others' means alone, or the same part of each.
     inside = site.space.virtual(channels // groups)
     counted = site.space.virtual(groups)
-    site.keep(counted, "the number of groups is an attribute that scales may depend on")
+    for index in (1, 2):
+        axes = site.axes(site.input(index))
+        if axes:
+            site.tie(axes[0], source[1] if site.size(axes[0]) == channels else counted)
     site.space.product(source[1], [counted, inside])
     if groups != channels:
         site.mix(inside)
@@ -80,7 +74,7 @@ def group_normalization(site: Site) -> None:
 
 def layer_normalization(site: Site) -> None:
     """LayerNormalization and RMSNormalization: mean and variance over the axes from one on."""
-    if (found := _through(site)) is None:
+    if (found := site.through()) is None:
         return
     source, out = found
     site.tie_all(source, out)
@@ -98,7 +92,7 @@ def layer_normalization(site: Site) -> None:
 
 def over_channels(site: Site) -> None:
     """LRN, LpNormalization, MeanVarianceNormalization: neighbours or the whole axis have a say."""
-    if (found := _through(site)) is None:
+    if (found := site.through()) is None:
         return
     source, out = found
     site.tie_all(source, out)
@@ -106,7 +100,7 @@ def over_channels(site: Site) -> None:
         site.mix(source[site.attribute("axis", -1)])
         return
     if site.node.op_type == "LRN":
-        site.keep(source[1], "channels are normalized by their neighbours")
+        site.mix(source[1])
         return
     for axis in site.integers("axes", len(site.node.inputs), (0, 2, 3)) or range(len(source)):
         site.mix(source[axis])
@@ -117,7 +111,7 @@ def pool(site: Site) -> None:
     if any(output.name for output in site.node.outputs[1:]):
         site.freeze("it also returns where in the whole each number was")
         return
-    if (found := _through(site)) is None:
+    if (found := site.through()) is None:
         return
     source, out = found
     site.tie_all(source[:2], out[:2])
@@ -127,34 +121,80 @@ def pool(site: Site) -> None:
 
 def resize(site: Site) -> None:
     """Resize and Upsample: an axis that keeps its size keeps its positions."""
-    if (found := _through(site)) is None:
+    if (found := site.through()) is None:
         return
-    source, out = found
-    for place, (one, other) in enumerate(zip(source, out, strict=True)):
-        if place < 2 and one is not None and site.size(one) == site.size(other):
+    # A region of interest speaks of all axes by position; nobody removes channels under one.
+    if attribute(site.node, "coordinate_transformation_mode", "") == "tf_crop_and_resize":
+        site.freeze("it crops")
+        return
+    for place, (one, other) in enumerate(zip(*found, strict=True)):
+        same = one is not None and site.size(one) == site.size(other)
+        if same and _scale(site, place, len(found[0])) == 1:
             site.tie(one, other)
         else:
             site.keep(one, "it is resampled")
             site.keep(other, "it is resampled")
-    if site.input(3) is not None and integers(site.input(3)) is None:
-        site.freeze("the shape is computed while the model runs")
-    # A region of interest speaks of all axes by position; nobody removes channels under one.
-    if site.input(1) is not None and attribute(site.node, "coordinate_transformation_mode", "") == (
-        "tf_crop_and_resize"
+
+
+def _scale(site: Site, axis: int, rank: int) -> float | None:
+    """Returns how much longer an axis that stays as long becomes; None when it is not known."""
+    if "axes" in site.node.attributes:
+        return None
+    if site.node.op_type == "Resize" and site.opset > 10:
+        if site.input(3) is not None:
+            return 1.0
+        scales = array(site.input(2), limit=64)
+    elif "scales" in site.node.attributes:
+        scales = np.asarray(attribute(site.node, "scales", ()))
+    else:
+        scales = array(site.input(1), limit=64)
+    known = scales is not None and scales.shape == (rank,)
+    return float(scales[axis]) if known and scales is not None else None
+
+
+def sampled(site: Site) -> None:
+    """GridSample, AffineGrid, RoiAlign: channels are read at other places in space."""
+    source, out = site.axes(site.input(0)), site.axes(site.node.outputs[0])
+    if source is None or out is None or len(source) != len(out):
+        site.freeze(UNKNOWN_RANK)
+        return
+    for axis in (*source[:1], *source[2:], *out[:1], *out[2:]):
+        site.keep(axis, "positions in space are picked by number")
+    site.tie(source[1], out[1])
+
+
+def col2im(site: Site) -> None:
+    """Col2Im: channels times blocks of space, the blocks added up."""
+    source, out = site.axes(site.input(0)), site.axes(site.node.outputs[0])
+    block = integers(site.input(2))
+    if source is None or out is None or block is None or len(source) != 3 or len(out) < 3:
+        site.freeze(UNKNOWN_RANK)
+        return
+    site.tie(source[0], out[0])
+    for axis in (source[2], *out[2:]):
+        site.keep(axis, "positions in space are neighbours")
+    inside = site.space.virtual(prod(block))
+    site.keep(inside, "positions in space are neighbours")
+    if (
+        source[1] is None
+        or out[1] is None
+        or site.size(source[1]) != prod(block) * (site.size(out[1]) or 0)
     ):
-        site.freeze("it crops")
+        site.freeze("its blocks do not divide the channels")
+        return
+    site.space.product(source[1], [out[1], inside])
 
 
 def depth_to_space(site: Site) -> None:
     """DepthToSpace: channels are blocks times what stays a channel."""
-    if (found := _through(site)) is not None:
+    if (found := site.through()) is not None:
         inner_last = attribute(site.node, "mode", "DCR") == "DCR"
         _blocks(site, *found, whole=found[0], part=found[1], inner_last=inner_last)
 
 
 def space_to_depth(site: Site) -> None:
     """SpaceToDepth: blocks of space become the outer part of the channels."""
-    if (found := _through(site)) is not None:
+    if (found := site.through()) is not None:
         _blocks(site, *found, whole=found[1], part=found[0], inner_last=True)
 
 
@@ -177,16 +217,3 @@ def _blocks(
         site.freeze("its blocks do not divide the channels")
         return
     site.space.product(channels, [blocks, inner] if inner_last else [inner, blocks])
-
-
-def p_relu(site: Site) -> None:
-    """PRelu: the slope is spread over the input."""
-    if (found := _through(site)) is None:
-        return
-    source, out = found
-    site.tie_all(source, out)
-    slope = site.axes(site.input(1))
-    if slope is None:
-        site.freeze(_UNKNOWN)
-        return
-    site.spread(slope, out)

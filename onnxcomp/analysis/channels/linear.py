@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxcomp.ir.ops import attribute
+from onnxcomp.ir.ops import attribute, constant
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.channels.site import Axes, Site
@@ -83,6 +83,8 @@ def matmul(site: Site) -> None:
     batches = out[: len(out) - matrix]
     for axes in (left[:-2], right[:-2]):
         site.spread(axes, batches)
+    for axis in batches:
+        _both(site, axis)
     site.contracts(
         site.input(0), len(left) - 1, site.input(1), len(right) - 2 if len(right) > 1 else 0
     )
@@ -146,10 +148,18 @@ def _sums(site: Site, operands: list[str], result: str) -> None:
         for place, letter in enumerate(term):
             if letter in result:
                 site.makes(site.input(index), place)
+                if len(operands) == 2 and letter in operands[1 - index]:
+                    _both(site, known_axis(site, index, place))
             elif len(operands) == 2 and index == 0 and letter in operands[1]:
                 site.contracts(site.input(0), place, site.input(1), operands[1].index(letter))
             elif len(operands) != 2 or letter not in operands[0]:
                 site.mix(known_axis(site, index, place))
+
+
+def _both(site: Site, axis: int | None) -> None:
+    """Notes an axis along which products of two activations stand beside each other."""
+    if constant(site.input(0)) is None and constant(site.input(1)) is None:
+        site.head(axis)
 
 
 def known_axis(site: Site, index: int, place: int) -> int | None:

@@ -6,17 +6,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from onnxcomp.analysis.channels.space import factorize
-from onnxcomp.ir.ops import attribute, constant, input_at, integers
+from onnxcomp.ir.ops import attribute, constant, input_at, integers, is_op
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+
     from onnxcomp.analysis.channels.space import Axis, Space
     from onnxcomp.analysis.shapes import ShapeMap
+    from onnxcomp.analysis.symbolic.dims import Item
+    from onnxcomp.analysis.symbolic.known import Sizes
     from onnxcomp.ir import ir
 
 # The axes of a value by their numbers in the space; None for one whose size is not known.
 Axes: TypeAlias = "list[int | None]"
+Run: TypeAlias = "tuple[int, int]"
+UNKNOWN_RANK = "the rank of an operand is not known"
+# More picked positions than this are not followed one by one.
+MANY = 1 << 20
 
 
 class Site:
@@ -24,14 +32,18 @@ class Site:
 
     Attributes:
         node: The node.
+        opset: Version of ONNX's own operators that the model declares.
         space: Where relations between axes are stated.
         shapes: Types and shapes of all values.
         producers: Axes of weights along which channels are made, by rules that know.
         consumers: Axes of weights along which channels are read and summed up.
     """
 
-    def __init__(self, node: ir.Node, space: Space, shapes: ShapeMap, roles: Roles) -> None:
+    def __init__(
+        self, node: ir.Node, opset: int, space: Space, shapes: ShapeMap, roles: Roles
+    ) -> None:
         self.node = node
+        self.opset = opset
         self.space = space
         self.shapes = shapes
         self.roles = roles
@@ -94,8 +106,7 @@ class Site:
         for value in dict.fromkeys((*self.node.inputs, *self.node.outputs)):
             if value in self._seen:
                 continue
-            for axis in self.axes(value) or ():
-                self.keep(axis, "it is a parameter")
+            self.keep_all(value, "it is a parameter")
 
     def spread(self, axes: Axes, out: Axes) -> None:
         """States that an operand is spread over a result, compared from the right (broadcasting)."""
@@ -103,31 +114,74 @@ class Site:
             if self.size(one) != 1 or self.size(other) == 1:
                 self.tie(one, other)
 
+    def ends(self) -> tuple[Axes, Axes] | None:
+        """Returns the axes of the first operand and of the first result; keeps all if not known."""
+        source, out = self.axes(self.input(0)), self.axes(self.node.outputs[0])
+        if source is None or out is None:
+            self.freeze(UNKNOWN_RANK)
+            return None
+        return source, out
+
+    def through(self) -> tuple[Axes, Axes] | None:
+        """Returns the axes of the first operand and of the first result if they are as many."""
+        found = self.ends()
+        if found is not None and len(found[0]) != len(found[1]):
+            self.freeze(UNKNOWN_RANK)
+            return None
+        return found
+
+    def take(self, out: int | None, source: int | None, indices: np.ndarray) -> None:
+        """States that positions of one axis are picked from another; -1 is picked from nowhere."""
+        if out is None or source is None or len(indices) > MANY:
+            self.keep(out, "its positions are too many to follow")
+            self.keep(source, "its positions are too many to follow")
+            return
+        size = self.size(source) or 0
+        if len(indices) != self.size(out) or (indices >= size).any() or (indices < -1).any():
+            self.keep(out, "it is picked from positions that are not there")
+            self.keep(source, "positions are picked from it that are not there")
+            return
+        self.space.take(out, source, indices)
+
+    def keep_all(self, value: ir.Value | None, why: str) -> None:
+        """States that all axes of a value must keep all their positions."""
+        for axis in self.axes(value) or ():
+            self.keep(axis, why)
+
     def keep(self, axis: int | None, why: str) -> None:
         """States that an axis must keep all its positions."""
         if axis is not None:
             self.space.freeze(axis, f"{why} ({self.node.op_type})")
+
+    def scale(self, axis: int | None) -> None:
+        """States that the operator measures a scale over all positions of an axis as it runs."""
+        if axis is not None:
+            self.space.scale(axis, f"{self.node.op_type} measures a scale over the whole axis")
 
     def mix(self, axis: int | None) -> None:
         """States that the operator mixes all positions of an axis: a mean, a softmax, a norm."""
         if axis is not None:
             self.space.mix(axis, f"{self.node.op_type} works over the whole axis")
 
+    def head(self, axis: int | None) -> None:
+        """States that an axis is one of heads: products of activations that stand beside each other."""
+        if axis is not None:
+            self.space.head(axis)
+
     def freeze(self, why: str) -> None:
         """Keeps every axis of everything that the node reads or writes."""
         for value in (*self.node.inputs, *self.node.outputs):
-            for axis in self.axes(value) or ():
-                self.keep(axis, why)
+            self.keep_all(value, why)
 
     def makes(self, value: ir.Value | None, axis: int) -> None:
         """Notes that a weight makes channels along an axis."""
-        if value is not None and constant(value) is not None:
-            self.roles.producers[(value, axis)] = self.node
+        if (found := origin(value, axis)) is not None:
+            self.roles.producers[found] = self.node
 
     def reads(self, value: ir.Value | None, axis: int) -> None:
         """Notes that a weight is summed up over an axis."""
-        if value is not None and constant(value) is not None:
-            self.roles.consumers[(value, axis)] = self.node
+        if (found := origin(value, axis)) is not None:
+            self.roles.consumers[found] = self.node
 
     def contracts(
         self, left: ir.Value | None, axis: int, right: ir.Value | None, along: int
@@ -138,53 +192,37 @@ class Site:
             self.reads(left, axis)
             self.reads(right, along)
 
-    def regroup(self, ones: Sequence[int | None], others: Sequence[int | None]) -> bool:
-        """States that two lists of axes hold the same elements in the same order (a reshape).
+    def regroup(self, one: ir.Value, other: ir.Value) -> None:
+        """States that two values hold the same elements in the same order (a reshape).
 
-        Sizes that are not known may stand at the same place from the left or from the right; what is
-        between must be known.
-
-        Returns:
-            Whether that could be stated; otherwise all axes are kept.
+        Sizes are compared from the left and from the right, as far as products are proven equal; equal
+        expressions are equal sizes. What is left in the middle is kept.
         """
-        left = [axis for axis in ones if axis is not None]
-        right = [axis for axis in others if axis is not None]
-        if len(left) == len(ones) and len(right) == len(others):
-            return self._regroup(left, right)
-        return self._regroup_tail(list(ones), list(others))
+        ones, others = self.axes(one), self.axes(other)
+        left, right = self.shapes.sizes(one), self.shapes.sizes(other)
+        if ones is None or others is None:
+            return
+        if left is None or right is None:
+            left, right = (None,) * len(ones), (None,) * len(others)
+        runs = aligned_runs(left, right)
+        for first, second in runs:
+            inner = [axis for axis in ones[slice(*first)] if axis is not None]
+            outer = [axis for axis in others[slice(*second)] if axis is not None]
+            self._regroup(inner, outer)
+        seen = {place for first, _ in runs for place in range(*first)}
+        met = {place for _, second in runs for place in range(*second)}
+        for axes, known in ((ones, seen), (others, met)):
+            for place, axis in enumerate(axes):
+                if place not in known and self.size(axis) != 1:
+                    self.keep(axis, "it is reshaped together with a size that is not known")
 
-    def _regroup_tail(self, ones: Axes, others: Axes) -> bool:
-        """Compares from the right, as far as products agree; the rest is kept."""
-        left: list[int] = []
-        right: list[int] = []
-        while ones or others:
-            matched = _product(self, left) == _product(self, right)
-            if matched and left and self._ends_here(ones, others):
-                break
-            take_left = _product(self, left) <= _product(self, right)
-            side, parts = (ones, left) if take_left else (others, right)
-            if not side or side[-1] is None:
-                break
-            parts.insert(0, side.pop() or 0)
-        for axis in (*ones, *others):
-            self.keep(axis, "it is reshaped together with a size that is not known")
-        if _product(self, left) != _product(self, right):
-            for axis in (*left, *right):
-                self.keep(axis, "it is reshaped together with a size that is not known")
-            return False
-        return self._regroup(left, right)
-
-    @staticmethod
-    def _ends_here(ones: Axes, others: Axes) -> bool:
-        return not ones or not others or ones[-1] is None or others[-1] is None
-
-    def _regroup(self, ones: Sequence[int], others: Sequence[int]) -> bool:
+    def _regroup(self, ones: Sequence[int], others: Sequence[int]) -> None:
         sizes = self.space.sizes
         factors = factorize([sizes[axis] for axis in ones], [sizes[axis] for axis in others])
         if factors is None:
             for axis in (*ones, *others):
                 self.keep(axis, "it is reshaped to sizes that do not divide")
-            return False
+            return
         parts: dict[int, int] = {}
         for axes, made_of in ((ones, factors.left), (others, factors.right)):
             for axis, numbers in zip(axes, made_of, strict=True):
@@ -197,7 +235,6 @@ class Site:
             for axis, numbers in zip(axes, made_of, strict=True):
                 if len(numbers) > 1:
                     self.space.product(axis, [parts[number] for number in numbers])
-        return True
 
 
 @dataclass(frozen=True)
@@ -218,8 +255,68 @@ class Roles:
         self.consumers: dict[Axis, ir.Node] = {}
 
 
-def _product(site: Site, axes: Sequence[int]) -> int:
-    product = 1
-    for axis in axes:
-        product *= site.space.sizes[axis]
-    return product
+# What hands on a weight with its axes where they were.
+_SAME_AXES = ("Identity", "Cast", "DequantizeLinear", "QuantizeLinear")
+
+
+def origin(value: ir.Value | None, axis: int) -> Axis | None:
+    """Returns the axis of the constant that an axis of a weight comes from, None when there is none.
+
+    Weights reach their reader dequantized, cast or transposed.
+    """
+    while value is not None and constant(value) is None:
+        node = value.producer()
+        if is_op(node, *_SAME_AXES):
+            pass
+        elif is_op(node, "Transpose") and node is not None:
+            order = attribute(node, "perm")
+            if not isinstance(order, (list, tuple)) or axis >= len(order):
+                return None
+            axis = int(order[axis])
+        else:
+            return None
+        value = input_at(node, 0) if node is not None else None
+    return None if value is None else (value, axis)
+
+
+def aligned_runs(left: Sizes, right: Sizes) -> list[tuple[Run, Run]]:
+    """Returns stretches of two lists of sizes, from both ends, whose products are known and equal."""
+    front = _runs(left, right)
+    first, second = front[-1][0][1] if front else 0, front[-1][1][1] if front else 0
+    back = _runs(left[first:][::-1], right[second:][::-1])
+    ends = len(left), len(right)
+    mirrored = [((ends[0] - b, ends[0] - a), (ends[1] - d, ends[1] - c)) for (a, b), (c, d) in back]
+    return [*front, *mirrored]
+
+
+def _runs(left: Sizes, right: Sizes) -> list[tuple[Run, Run]]:
+    """Stretches from the left on; each side of one starts where the last one ended."""
+    found: list[tuple[Run, Run]] = []
+    places = (0, 0)
+    while (ends := _stretch(left, right, places)) is not None and ends != places:
+        found.append(((places[0], ends[0]), (places[1], ends[1])))
+        places = ends
+    return found
+
+
+def _stretch(left: Sizes, right: Sizes, places: tuple[int, int]) -> tuple[int, int] | None:
+    """Returns where the shortest stretch ends that has the same product on both sides."""
+    first, second = places
+    if first < len(left) and second < len(right) and _is_same(left[first], right[second]):
+        return first + 1, second + 1
+    products = [1, 1]
+    while True:
+        sides = (left, first, 0) if products[0] <= products[1] else (right, second, 1)
+        if products == [1, 1] and first >= len(left):
+            sides = (right, second, 1)
+        sizes, place, side = sides
+        if place >= len(sizes) or not isinstance(size := sizes[place], int) or size < 1:
+            return None
+        products[side] *= size
+        first, second = (first + 1, second) if side == 0 else (first, second + 1)
+        if products[0] == products[1]:
+            return first, second
+
+
+def _is_same(one: Item, other: Item) -> bool:
+    return one is not None and one == other

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnxcomp.ir import ir
 
 Axis: TypeAlias = "tuple[ir.Value, int]"
-Prefer = Literal["large", "outer", "inner"]
+Prefer = Literal["large", "outer", "inner", "heads"]
 
 # Above this many positions to be looked at one by one, the rest of an axis is left alone.
 MAX_POSITIONS = 1 << 22
@@ -83,6 +83,8 @@ class Space:
     products: list[Product] = field(default_factory=list)
     frozen: dict[int, str] = field(default_factory=dict)
     mixed: dict[int, str] = field(default_factory=dict)
+    scaled: dict[int, str] = field(default_factory=dict)
+    heads: set[int] = field(default_factory=set)
     _index: dict[Axis, int] = field(default_factory=dict)
     _equal: Union = field(default_factory=Union)
 
@@ -129,6 +131,14 @@ class Space:
         """States that each position has a say in what becomes of the others."""
         self.mixed.setdefault(axis, reason)
 
+    def scale(self, axis: int, reason: str) -> None:
+        """States that a scale is measured over all positions while the model runs."""
+        self.scaled.setdefault(axis, reason)
+
+    def head(self, axis: int) -> None:
+        """States that positions are products of their own, of two activations: heads of attention."""
+        self.heads.add(axis)
+
     def kind(self, axis: int) -> int:
         """Returns the number that speaks for all axes equal to this one."""
         return self._equal.find(axis)
@@ -153,6 +163,7 @@ class Positions:
         self.frozen: dict[int, str] = {}
         self.chosen = False
         self._open: list[Product] = list(space.products)
+        self._heads = _head_kinds(space)
         self._lay_out()
         for take in space.takes:
             self._join_take(take)
@@ -239,13 +250,22 @@ class Positions:
             for place, factor in enumerate(product.factors)
             if self.is_free(factor)
         ]
-        if self._prefer == "outer":
+        if self._prefer == "heads":
+            options = [o for o in options if self._space.kind(o[1]) in self._heads] or options
+        if self._prefer in {"outer", "heads"}:
             best = min(options, key=lambda option: option[2])
         elif self._prefer == "inner":
             best = max(options, key=lambda option: option[2])
         else:
-            best = max(options, key=lambda option: self._space.sizes[option[1]])
+            sizes = self._space.sizes
+            best = max(
+                options, key=lambda option: (not self._is_mixed(option[1]), sizes[option[1]])
+            )
         return best[0], best[1]
+
+    def _is_mixed(self, axis: int) -> bool:
+        kind = self._space.kind(axis)
+        return any(self._space.kind(mixed) == kind for mixed in self._space.mixed)
 
     def _cut(self, product: Product, factor: int) -> None:
         """Ties each position of a factor to the slice of the whole that it stands for."""
@@ -256,9 +276,18 @@ class Positions:
         for position, row in zip(self._range(factor), slices, strict=True):
             for item in row:
                 self._join(position, int(item))
-        for place_, other in enumerate(product.factors):
-            if place_ != place and self._space.kind(other) != self._space.kind(factor):
-                self._freeze(other, "the axis is cut along another of its factors")
+        # A factor that is there twice (all pairs of channels) is kept with this: rows and columns would go.
+        for other in (*product.factors[:place], *product.factors[place + 1 :]):
+            self._freeze(other, "the axis is cut along another of its factors")
+
+
+def _head_kinds(space: Space) -> set[int]:
+    """Returns the kinds of axes of heads, and of their factors: heads that share keys, and sets of these."""
+    found = {space.kind(axis) for axis in space.heads}
+    for product in space.products:
+        if space.kind(product.whole) in found:
+            found.update(map(space.kind, product.factors))
+    return found
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from onnxcomp.analysis.channels import (
     attention,
     control,
     elementwise,
+    indexing,
     layers,
     linear,
     movement,
     recurrent,
+    reshaping,
 )
 from onnxcomp.ir.ops import standard_op
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from onnxcomp.analysis.channels.site import Site
+    from onnxcomp.ir import ir
 
     Rule: TypeAlias = Callable[["Site"], None]
 
@@ -28,9 +31,14 @@ def nothing(site: Site) -> None:
     del site
 
 
+def known_as(node: ir.Node) -> str:
+    """Returns the name of an operator, with its domain unless it is ONNX's own."""
+    return standard_op(node) or f"{node.domain}.{node.op_type}"
+
+
 def rule_of(site: Site) -> Rule | None:
     """Returns the rule of a node's operator, None when there is none."""
-    return RULES.get(standard_op(site.node) or "")
+    return RULES.get(known_as(site.node))
 
 
 RULES: dict[str, Rule] = {
@@ -55,15 +63,30 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("Resize", "Upsample"), layers.resize),
     "DepthToSpace": layers.depth_to_space,
     "SpaceToDepth": layers.space_to_depth,
-    **dict.fromkeys(("Reshape", "Flatten"), movement.reshape),
-    "Squeeze": movement.squeeze,
-    "Unsqueeze": movement.unsqueeze,
+    "Col2Im": layers.col2im,
+    **dict.fromkeys(("GridSample", "MaxRoiPool", "RoiAlign"), layers.sampled),
+    **dict.fromkeys(("Reshape", "Flatten"), reshaping.reshape),
+    "Squeeze": reshaping.squeeze,
+    "Unsqueeze": reshaping.unsqueeze,
+    "Expand": reshaping.expand,
+    "ConstantOfShape": reshaping.constant_of_shape,
+    "Shape": reshaping.shape,
+    "Size": reshaping.size,
     "Transpose": movement.transpose,
     "Concat": movement.concat,
     "Split": movement.split,
     "Slice": movement.slice_,
-    "Gather": movement.gather,
-    "Expand": movement.expand,
+    "Gather": indexing.gather,
+    "GatherElements": indexing.gather_elements,
+    "GatherND": indexing.gather_nd,
+    **dict.fromkeys(("Scatter", "ScatterElements"), indexing.scatter_elements),
+    "ScatterND": indexing.scatter_nd,
+    "OneHot": indexing.one_hot,
+    "Compress": indexing.compress,
+    "ReverseSequence": indexing.reverse_sequence,
+    **dict.fromkeys(("Det", "Trilu"), indexing.triangle),
+    "CenterCropPad": indexing.center,
+    "TensorScatter": indexing.tensor_scatter,
     "Tile": movement.tile,
     "Pad": movement.pad,
     **dict.fromkeys(
@@ -83,8 +106,7 @@ RULES: dict[str, Rule] = {
         ],
         movement.reduce,
     ),
-    **dict.fromkeys(("CumSum", "TopK"), movement.along),
-    **dict.fromkeys(("Shape", "Size"), movement.shape),
+    **dict.fromkeys(("CumProd", "CumSum", "TopK"), indexing.along),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent.recurrent),
     "Attention": attention.attention,
     "If": control.branches,
