@@ -139,6 +139,7 @@ def sparsegpt(
     sparsity: float | tuple[int, int],
     *,
     damping: float = DAMPING,
+    tile: tuple[int, int] = (1, 1),
     quantize_column: RoundRow | None = None,
 ) -> NDArray[np.float32]:
     """Returns a weight with zeros, its other numbers changed to make up for what is gone.
@@ -149,19 +150,22 @@ def sparsegpt(
         sparsity: Share of zeros; or (n, m): no more than n of m consecutive numbers of a column stay
             (of each output's weights), as in 2:4.
         damping: Added to the diagonal, as a share of its mean.
+        tile: Rows and columns whose numbers become zero together; (K, N) must divide into them.
         quantize_column: Rounds what stays of a row at the same time; it must keep zeros.
     """
     wide = np.asarray(weight, np.float64)
     factor = _factored(gram, damping, "natural")
-    every = sparsity[1] if isinstance(sparsity, tuple) else _BLOCK
+    every = sparsity[1] if isinstance(sparsity, tuple) else tile[0]
     size = max(_BLOCK // every, 1) * every
+    if not isinstance(sparsity, tuple):
+        every = size
 
     def settle(block: _Block) -> None:
         keep = np.ones(block.values.shape, np.bool_)
         for index in range(block.stop - block.start):
             if index % every == 0:
                 part = slice(index, min(index + every, len(keep)))
-                keep[part] = _kept(block.cost(part), sparsity)
+                keep[part] = _kept(block.cost(part), sparsity, tile)
             row = block.values[index]
             if quantize_column is not None:
                 row = quantize_column(row, block.start + index)
@@ -271,7 +275,9 @@ def _in_place(settled: NDArray[np.float64], order: NDArray[np.intp]) -> NDArray[
     return found
 
 
-def _kept(cost: NDArray[np.float64], sparsity: float | tuple[int, int]) -> NDArray[np.bool_]:
+def _kept(
+    cost: NDArray[np.float64], sparsity: float | tuple[int, int], tile: tuple[int, int]
+) -> NDArray[np.bool_]:
     """Returns which numbers stay: those whose loss would cost most."""
     if isinstance(sparsity, tuple):
         # The last numbers of a column may be fewer than m.
@@ -279,7 +285,10 @@ def _kept(cost: NDArray[np.float64], sparsity: float | tuple[int, int]) -> NDArr
         rank = np.argsort(np.argsort(cost, axis=0, kind="stable"), axis=0, kind="stable")
         few: NDArray[np.bool_] = rank >= gone
         return few
+    rows, columns = tile
+    if tile != (1, 1):
+        cost = cost.reshape(-1, rows, cost.shape[1] // columns, columns).sum(axis=(1, 3))
     gone = round(sparsity * cost.size)
     keep = np.ones(cost.size, np.bool_)
     keep[np.argsort(cost, axis=None, kind="stable")[:gone]] = False
-    return keep.reshape(cost.shape)
+    return keep.reshape(cost.shape).repeat(rows, axis=0).repeat(columns, axis=1)

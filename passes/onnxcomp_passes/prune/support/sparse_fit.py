@@ -1,0 +1,210 @@
+"""A weight with zeros whose outputs are nearest to those that are wanted: several ways, judged on held-out rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from onnxcomp.quant.gptq import sparsegpt
+from onnxcomp_passes.prune.support.sparsity import Pattern, magnitude, mask, wanda
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from numpy.typing import NDArray
+
+    from onnxcomp_passes.prune.support.moments import Moments
+
+    Array = NDArray[np.float64]
+
+Way = Literal["magnitude", "wanda", "sparsegpt", "alps"]
+
+# Shares of the mean of the diagonal that are added to it; held-out rows choose.
+_DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
+# Where zeros are is settled with this one of them.
+_FIRST = 1
+# Above this the eigenvalues of a matrix take too long.
+_WIDEST = 2048
+_ROUNDS = 60
+_PATIENCE = 3
+# By what the penalty grows while this share of the weights still changes places.
+_GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))
+_FIRST_PENALTY = 0.1
+_CONJUGATE_STEPS = 10
+_EXACT = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A weight with zeros.
+
+    Attributes:
+        way: How it was found.
+        weight: (K, N).
+        bias: (N,) where the layer has one.
+        error: Its error on held-out rows.
+    """
+
+    way: Way
+    weight: Array
+    bias: Array | None
+    error: float
+
+
+@dataclass(eq=False)
+class Problem:
+    """One part of a layer that is to get zeros.
+
+    Attributes:
+        weight: What it was, (K, N).
+        sums: What it reads and should give.
+        judge: The same on rows that only decide.
+        share: Share of zeros.
+        pattern: Where zeros may be.
+    """
+
+    weight: NDArray[Any]
+    sums: Moments
+    judge: Moments
+    share: float
+    pattern: Pattern
+
+    def best(self, ways: Collection[Way]) -> Found:
+        """Returns the nearest on held-out rows of what several ways find."""
+        found = [self.found(way) for way in ("magnitude", "wanda") if way in ways]
+        if {"sparsegpt", "alps"} & set(ways):
+            found += self._refitted(ways)
+        return min(found, key=lambda each: each.error)
+
+    def found(self, way: Way) -> Found:
+        """Returns what a way finds that changes no weight that stays."""
+        if way == "magnitude":
+            return self._judged(way, magnitude(self.weight, self.share, self.pattern))
+        return self._judged(way, wanda(self.weight, self.sums.power, self.share, self.pattern))
+
+    def _refitted(self, ways: Collection[Way]) -> list[Found]:
+        gram, cross = self.sums.gram, self.sums.cross
+        damped = [_damped(gram, cross, self.weight, damping) for damping in _DAMPINGS]
+        systems = [each for each in damped if each is not None]
+        if not systems:
+            return [self.found("wanda")]
+        first = systems[min(_FIRST, len(systems) - 1)]
+        start = self._judged("sparsegpt", self._sparsegpt(first))
+        made = [start] if "sparsegpt" in ways else []
+        if "alps" not in ways:
+            return made
+        masks = [start.weight]
+        if len(gram) <= _WIDEST:
+            masks.append(alps(first.matrix, first.target, self.share, self.pattern))
+        polished = [self._judged("alps", on_support(first, each)) for each in masks]
+        best = min(polished, key=lambda each: each.error)
+        others = [each for each in systems if each is not first]
+        made += [best, *(self._judged("alps", on_support(each, best.weight)) for each in others)]
+        return made
+
+    def _sparsegpt(self, damped: System) -> Array:
+        """Frantar and Alistarh, "SparseGPT" (2023), arXiv 2301.00774, from the weight that fits best."""
+        pattern = self.pattern
+        goal: Any = (pattern.kept, pattern.width) if pattern.width else self.share
+        found = sparsegpt(damped.target, damped.matrix, goal, damping=0.0, tile=pattern.tile)
+        return found.astype(np.float64)
+
+    def _judged(self, way: Way, weight: Array) -> Found:
+        bias = self.sums.bias(weight) if self.sums.biased else None
+        error = self.judge.error(weight, bias) if np.isfinite(weight).all() else np.inf
+        return Found(way, weight, bias, error)
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """What a weight without zeros would solve.
+
+    Attributes:
+        matrix: X^T X with a part of its mean added to the diagonal.
+        target: The weight that fits best.
+    """
+
+    matrix: Array
+    target: Array
+
+
+def _damped(gram: Array, cross: Array, weight: NDArray[Any], damping: float) -> System | None:
+    """Ridge regression towards the weight that was there; None where that cannot be solved."""
+    mean = float(np.mean(np.diagonal(gram))) if gram.size else 0.0
+    if not (np.isfinite(mean) and mean > 0.0):
+        return None
+    matrix = gram.copy()
+    np.einsum("ii->i", matrix)[...] += damping * mean
+    near = weight.astype(np.float64)
+    try:
+        return System(matrix, near + np.linalg.solve(matrix, cross - gram @ near))
+    except np.linalg.LinAlgError:
+        return None
+
+
+def alps(gram: Array, weight: Array, share: float, pattern: Pattern) -> Array:
+    """Returns a weight with zeros, found by the alternating direction method of multipliers.
+
+    Meng et al., "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models"
+    (2024), arXiv 2406.07831: one copy of the weight fits, one has the zeros, and a growing penalty draws
+    them together. Zeros are chosen for the layer as a whole and may move until the end.
+
+    Args:
+        gram: X^T X, (K, K), positive definite.
+        weight: (K, N), the best one without zeros.
+        share: Share of zeros.
+        pattern: Where they may be.
+    """
+    norms = np.sqrt(np.diagonal(gram))
+    scaled = (gram / np.outer(norms, norms)).astype(np.float32)
+    wanted = (weight * norms[:, None]).astype(np.float32)
+    values, vectors = np.linalg.eigh(scaled)
+    values = np.maximum(values, 0.0)[:, None]
+    turned = np.ascontiguousarray(vectors.T)
+    right = scaled @ wanted
+    sparse = np.where(mask(np.square(wanted), share, pattern, together=True), wanted, 0.0)
+    dual, penalty = np.zeros_like(wanted), _FIRST_PENALTY
+    before = sparse != 0
+    for round_ in range(_ROUNDS):
+        free = vectors @ ((turned @ (right - dual + penalty * sparse)) / (values + penalty))
+        moved = free + dual / penalty
+        kept = mask(np.square(moved), share, pattern, together=True)
+        sparse = np.where(kept, moved, np.float32(0.0))
+        dual += penalty * (free - sparse)
+        if round_ % _PATIENCE == _PATIENCE - 1:
+            changed = float(np.mean(kept != before))
+            if not changed:
+                break
+            penalty *= next(growth for least, growth in _GROWTH if changed >= least)
+            before = kept
+    return sparse.astype(np.float64) / norms[:, None]
+
+
+def on_support(system: System, start: Array) -> Array:
+    """Returns the weight that fits best with the zeros of another one: conjugate gradients.
+
+    Args:
+        system: What it would solve without zeros.
+        start: (K, N), where its zeros are and where to begin.
+    """
+    norms = np.sqrt(np.diagonal(system.matrix))
+    gram = (system.matrix / np.outer(norms, norms)).astype(np.float32)
+    kept = start != 0
+    weight = (start * norms[:, None]).astype(np.float32)
+    target = (system.target * norms[:, None]).astype(np.float32)
+    rest = np.where(kept, gram @ (target - weight), np.float32(0.0))
+    step, size = rest, np.square(rest).sum(axis=0)
+    least = _EXACT * np.maximum(size, np.finfo(np.float32).tiny)
+    for _ in range(_CONJUGATE_STEPS):
+        if (size <= least).all():
+            break
+        ahead = np.where(kept, gram @ step, np.float32(0.0))
+        length = size / np.maximum((step * ahead).sum(axis=0), np.finfo(np.float32).tiny)
+        weight += length * step
+        rest = rest - length * ahead
+        new = np.square(rest).sum(axis=0)
+        step = rest + step * (new / np.maximum(size, np.finfo(np.float32).tiny))
+        size = new
+    return np.where(kept, weight.astype(np.float64), 0.0) / norms[:, None]
