@@ -134,7 +134,7 @@ class SparseWalk:
             [Moments(*size) for _ in range(layer.groups)],
         )
         offset = None if bias is None else bias.numbers.reshape(layer.groups, layer.outputs)
-        for index, (now, then) in enumerate(_sources(walks, layer, was)):
+        for index, now, then in _sources(walks, layer, was):
             into = both[index % HELD_OUT == HELD_OUT - 1]
             for rows, original in zip(_rows(layer, now), _rows(was, then), strict=True):
                 for part, moments in enumerate(into):
@@ -195,13 +195,13 @@ def _ends(model: Model, nodes: Collection[ir.Node]) -> set[ir.Node]:
 
 def _sources(
     walks: Sequence[Walk], layer: Layer, was: Layer
-) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Yields what a layer reads in both models, for each sample; nothing where it is not to be had."""
+) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
+    """Yields the index of each sample, and what a layer reads in both models where that is to be had."""
     names = (layer.source.name or "", was.source.name or "")
-    for states in zip(*(walk.states for walk in walks), strict=False):
+    for index, states in enumerate(zip(*(walk.states for walk in walks), strict=False)):
         now, then = (state.get(name) for state, name in zip(states, names, strict=True))
         if now is not None and then is not None and now.size and then.size:
-            yield now, then
+            yield index, now, then
 
 
 def _rows(layer: Layer, source: NDArray[Any]) -> Iterator[NDArray[Any]]:
