@@ -60,6 +60,7 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
     batch: int = 1,
     prefer: Prefer = "speed",
     contrib: bool = False,
+    prune: bool = False,
     progress: Progress = QUIET,
 ) -> CompressResult:
     """Makes a model as fast as possible while its quality stays inside a limit.
@@ -77,7 +78,7 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
         target: Where the model will run.
         max_drop: How much worse the metric may get, relative to the original (0.01 is 1 %).
         threads: Threads of one operator in all measurements.
-        trials: How many quantized candidates may be built, before the rounding of the chosen one is repaired.
+        trials: How many candidates may be built, before the rounding of the chosen one is repaired.
         seconds: Time for the final latency measurement.
         seed: Seed of everything random.
         memory: Whether to measure peak memory as well.
@@ -86,6 +87,8 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
         prefer: `speed` takes the fastest candidate inside the limit, `size` the smallest one that is not
             slower than what came in.
         contrib: Allow operators that only onnxruntime knows, where they gain.
+        prune: Try candidates with fewer channels as well, fitted to the samples, by themselves and quantized:
+            as much goes as the limit allows. Give real samples, and many.
         progress: Progress bars.
 
     Returns:
@@ -106,6 +109,7 @@ def compress(  # noqa: PLR0913 - the main entry point: each argument is somethin
         batch,
         prefer,
         contrib,
+        prune,
     )
     start = time.perf_counter()
     original = Model.load(source)

@@ -6,13 +6,14 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from onnxcomp.report import Gate, Report, Step
+from onnxcomp.report.contributions import contributions
 from onnxcomp.report.rows import model_row, timed_row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onnxcomp.diagnostics import Diagnostic
-    from onnxcomp.report import ModelRow
+    from onnxcomp.report import Contribution, ModelRow
     from onnxcomp.samples import Samples
     from onnxcomp.trials import SearchOptions, Trial
 
@@ -56,10 +57,21 @@ def compress_report(
         seeds={"seed": options.seed},
         digests={"calibration": calibration.digest(), "validation": held_out.digest()},
         seconds=seconds,
+        contributions=_contributions(trials, chosen),
     )
 
 
-def _row(trial: Trial, chosen: Trial, *, first: bool) -> ModelRow:
+def _contributions(trials: Sequence[Trial], chosen: Trial) -> tuple[Contribution, ...]:
+    """What each step on the way to the chosen candidate added, as far as it was measured by itself."""
+    by_label = {trial.label: trial for trial in trials}
+    way = [chosen]
+    while way[0].base in by_label:
+        way.insert(0, by_label[way[0].base])
+    rows = [_row(t, None, first=t is trials[0]) for t in way if t.timing is not None]
+    return contributions(rows) if len(rows) > 2 else ()
+
+
+def _row(trial: Trial, chosen: Trial | None, *, first: bool) -> ModelRow:
     label = f"{trial.label} (chosen)" if trial is chosen else trial.label
     row = dataclasses.replace(model_row(label, trial.model), metrics=trial.score.values)
     return row if trial.timing is None else timed_row(row, trial.timing, first=first)

@@ -12,12 +12,13 @@ from onnxcomp.analysis.sensitivity import most_harmful, node_damage, quantized_n
 from onnxcomp.bench import Limits, measure
 from onnxcomp.compare import Reference
 from onnxcomp.diagnostics import Diagnostic, Location, Severity
-from onnxcomp.errors import ModelError, PassFailedError, RuntimeUnavailableError
+from onnxcomp.errors import UserError
 from onnxcomp.ir import Edit
 from onnxcomp.metrics import evaluate
 from onnxcomp.optimization import optimize
 from onnxcomp.passbase import follow
 from onnxcomp.pipeline import Pipeline
+from onnxcomp.pruned import combined, pruned
 from onnxcomp.recipe import make
 from onnxcomp.runtime import Session
 from onnxcomp.samples import joined
@@ -61,7 +62,6 @@ class Search:
     progress: Progress
     trials: list[Trial] = field(default_factory=list)
     notes: list[Diagnostic] = field(default_factory=list)
-    _prepared: Trial | None = None
 
     def __enter__(self) -> Search:
         self.session = Session.open(
@@ -86,7 +86,7 @@ class Search:
         self.trials.append(Trial("original", "", self.original, (), score, 0.0))
         simplified = self._simplify()
         with self.progress(self.options.trials, "trying candidates") as task:
-            for trial in self._quantized(simplified):
+            for trial in itertools.islice(self._candidates(simplified), self.options.trials):
                 self.trials.append(trial)
                 task.advance()
         self._measure()
@@ -104,14 +104,28 @@ class Search:
         )
         self.notes.extend(made.diagnostics)
         trial = self._judge("simplified", made.pipeline, made.model, made.outcomes)
+        trial = dataclasses.replace(trial, base=self.trials[0].label)
         self.trials.append(trial)
         return trial
 
-    def _quantized(self, simplified: Trial) -> Iterator[Trial]:
-        """Yields quantized candidates: all variants, then repairs of the best one where none is good enough."""
-        prepared = self._prepared = self._prepare(simplified)
-        options = self.options
+    def _candidates(self, simplified: Trial) -> Iterator[Trial]:
+        """Yields everything worth trying; whoever asks stops when it is enough."""
         built: dict[str, Variant] = {}
+        if self.options.prune:
+            yield from pruned(self, simplified)
+        yield from self._quantized(simplified, built)
+        if self.options.prune:
+            yield from combined(self, built)
+
+    def _quantized(self, simplified: Trial, built: dict[str, Variant]) -> Iterator[Trial]:
+        """Yields quantized candidates: all variants, then repairs of the best one where none is good enough.
+
+        Args:
+            simplified: What they are made from.
+            built: Gets the variant of each by its label.
+        """
+        prepared = self.prepared(simplified)
+        options = self.options
         trials: list[Trial] = []
         found = variants(
             load_target(options.target),
@@ -123,15 +137,12 @@ class Search:
         for variant in (v for v in found if v.suits(prepared.model)):
             if variant.after and variant.after not in rejected:
                 continue
-            if len(trials) < options.trials and (made := self._build(prepared, variant)):
+            if made := self.build(prepared, variant):
                 built[made.label] = variant
                 rejected |= {made.label} if made.rejected else set()
                 trials.append(made)
                 yield made
-        more = self._more(prepared, trials, built)
-        for made in itertools.islice(more, max(options.trials - len(trials), 0)):
-            trials.append(made)
-            yield made
+        yield from self._more(prepared, trials, built)
 
     def _more(
         self, prepared: Trial, trials: Sequence[Trial], built: Mapping[str, Variant]
@@ -145,7 +156,7 @@ class Search:
 
     def _repaired(self, prepared: Trial, best: Trial, variant: Variant) -> Iterator[Trial]:
         """Repairs the rounding of a candidate; gives the nodes that hurt most back to float, in turn."""
-        mended = self._continued(best, f"{best.label}, repaired", REPAIRS, prepared.model)
+        mended = self.continued(best, f"{best.label}, repaired", REPAIRS)
         if mended is not None:
             yield mended
             if not mended.rejected:
@@ -159,7 +170,7 @@ class Search:
                 continue
             known = set(names)
             label = f"{variant.label}, {len(names)} nodes in float"
-            made = self._build(prepared, variant.without(_others(prepared, best, names)), label)
+            made = self.build(prepared, variant.without(_others(prepared, best, names)), label)
             if made is None:
                 return
             yield made
@@ -169,10 +180,9 @@ class Search:
     def _polish(self) -> None:
         """Repairs the rounding of the candidate that would be chosen; that takes no time when it runs."""
         chosen = self.choose()
-        if self._prepared is None or not _can_be_repaired(chosen):
+        if chosen.reference is None or not _can_be_repaired(chosen):
             return
-        label = f"{chosen.label}, repaired"
-        made = self._continued(chosen, label, REPAIRS, self._prepared.model)
+        made = self.continued(chosen, f"{chosen.label}, repaired", REPAIRS)
         if made is not None:
             self.trials.append(dataclasses.replace(made, timing=chosen.timing))
 
@@ -182,16 +192,16 @@ class Search:
             if trial.rejected or trial.label.startswith("weights"):
                 continue
             if self.options.prefer == "size":
-                made = self._continued(trial, f"{trial.label}, other weights in 8 bits", (REST,))
+                made = self.continued(trial, f"{trial.label}, other weights in 8 bits", (REST,))
             elif has_tables(trial.model):
-                made = self._continued(trial, f"{trial.label}, tables in 8 bits", (TABLES,))
+                made = self.continued(trial, f"{trial.label}, tables in 8 bits", (TABLES,))
             else:
                 continue
             if made is not None:
                 yield made
 
-    def _prepare(self, simplified: Trial) -> Trial:
-        """Brings the weights into a form that loses less, once for all candidates."""
+    def prepared(self, simplified: Trial) -> Trial:
+        """Returns a candidate with its weights in a form that loses less in small numbers."""
         steps = tuple(make(name, {}) for name in ("pool-means", "fuse-pointwise", "equalize"))
         made = Pipeline(steps, target=self.options.target).run(
             _named(simplified.model),
@@ -207,13 +217,12 @@ class Search:
             outcomes=(*simplified.outcomes, *made.outcomes),
         )
 
-    def _build(self, prepared: Trial, variant: Variant, label: str = "") -> Trial | None:
+    def build(self, prepared: Trial, variant: Variant, label: str = "") -> Trial | None:
         """Builds and judges one quantized candidate; None when it cannot be built."""
-        return self._continued(prepared, label or variant.label, variant.steps)
+        prepared = dataclasses.replace(prepared, reference=prepared.model)
+        return self.continued(prepared, label or variant.label, variant.steps)
 
-    def _continued(
-        self, before: Trial, label: str, steps: Sequence[Step], reference: Model | None = None
-    ) -> Trial | None:
+    def continued(self, before: Trial, label: str, steps: Sequence[Step]) -> Trial | None:
         """Runs passes on a candidate and judges what comes out; None when nothing does."""
         made_steps = tuple(make(name, dict(options)) for name, options in steps)
         pipeline = Pipeline(made_steps, target=self.options.target)
@@ -223,15 +232,16 @@ class Search:
                 samples=self.calibration,
                 threads=self.options.threads,
                 progress=self.progress,
-                reference=reference,
+                reference=before.reference,
             )
             if not made.changed:
                 self.notes.extend(made.diagnostics)
                 return None
             text = f"{before.pipeline},{made.pipeline}"
             outcomes = (*before.outcomes, *made.outcomes)
-            return self._judge(label, text, made.model, outcomes)
-        except (PassFailedError, RuntimeUnavailableError, ModelError) as error:
+            judged = self._judge(label, text, made.model, outcomes)
+            return dataclasses.replace(judged, base=before.label, reference=before.reference)
+        except UserError as error:
             self.notes.append(
                 Diagnostic(
                     "CMP201", Severity.WARNING, f"{label}: {error.message}", Location("model")

@@ -26,6 +26,8 @@ class Trial:
         drop: How much worse that is than the original.
         timing: Latency relative to the original, None when it was not worth measuring.
         rejected: Why it was not taken, empty for one that could be.
+        base: Label of the candidate that it was made from; empty for the original.
+        reference: The model before its numbers became small, where they did.
     """
 
     label: str
@@ -36,6 +38,8 @@ class Trial:
     drop: float
     timing: Timing | None = None
     rejected: str = ""
+    base: str = ""
+    reference: Model | None = None
 
     @property
     def ratio(self) -> float:
@@ -52,13 +56,14 @@ class SearchOptions:
         provider: Execution provider to measure with.
         max_drop: How much worse the metric may get, relative to the original.
         threads: Threads of one operator, in measurements and in the search.
-        trials: How many quantized candidates may be built, before the chosen one is repaired.
+        trials: How many candidates may be built, before the chosen one is repaired.
         seconds: Time for the final latency measurement.
         seed: Seed of everything random.
         memory: Whether to measure peak memory as well.
         batch: Samples that one run takes where the model is deployed.
         prefer: Whether the fastest candidate is chosen, or the smallest one that is not slower.
         contrib: Whether operators that only onnxruntime knows are allowed.
+        prune: Whether candidates with fewer channels are tried as well.
     """
 
     target: str = "cpu"
@@ -72,3 +77,4 @@ class SearchOptions:
     batch: int = 1
     prefer: Prefer = "speed"
     contrib: bool = False
+    prune: bool = False

@@ -212,3 +212,19 @@ def test_conversions_that_stay_are_listed_with_the_reason() -> None:
     assert {each.code for each in found} == {"CMP203"}
     assert any("input of the model" in each.message for each in found)
     assert conversions(Model.load(onnx.parser.parse_model(FLOAT)), "cpu") == []
+
+
+@pytest.mark.slow
+def test_pruning_and_quantizing_are_told_apart() -> None:
+    result = small_run(max_drop=0.5, prune=True, trials=8)
+    labels = [trial.label for trial in result.trials]
+    pruned = next(trial for trial in result.trials if trial.label.endswith("% pruned"))
+    assert pruned.base == "simplified"
+    both = [label for label in labels if label.endswith("pruned, int8")]
+    assert both
+    by_label = {trial.label: trial for trial in result.trials}
+    assert by_label[both[0]].base.endswith("% pruned")
+    assert by_label[both[0]].model.nbytes < by_label[by_label[both[0]].base].model.nbytes
+    steps = [found.step for found in result.report.contributions]
+    assert steps[-1] == result.chosen.label
+    assert len(result.trials) <= 8 + 3  # the original, the simplified one, and a repaired one

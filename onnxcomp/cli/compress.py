@@ -47,6 +47,7 @@ class Goal:
     batch: int
     prefer: Prefer
     contrib: bool
+    prune: bool
     seed: int
 
 
@@ -115,6 +116,12 @@ goal_options = bundle(
         default=False,
         show_default=True,
         help="Allow operators that only onnxruntime knows (LSTM in int8).",
+    ),
+    click.option(
+        "--prune/--no-prune",
+        default=False,
+        show_default=True,
+        help="Also try candidates with fewer channels, fitted to the samples: give real ones, and many.",
     ),
     seed_option,
 )
@@ -193,6 +200,7 @@ def search(
         batch=goal.batch,
         prefer=goal.prefer,
         contrib=goal.contrib,
+        prune=goal.prune,
         progress=progress(),
     )
 

@@ -65,6 +65,7 @@ def _demo(folder: Path, measure_time: float, seed: int) -> int:
         memory=True,
         prefer="speed",
         contrib=False,
+        prune=False,
         batch=1,
         seed=seed,
     )

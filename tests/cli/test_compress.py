@@ -71,7 +71,7 @@ def test_what_the_user_says_reaches_the_search(
 ) -> None:
     words = (
         "--max-drop 2% --threads 2 --trials 3 --measure-time 1s --seed 7 --no-memory --metric top1 "
-        "--batch 2 --prefer size --contrib"
+        "--batch 2 --prefer size --contrib --prune"
     )
     place = tmp_path / "small.onnx"
     done = command("compress", net, "--data", data, "--samples", 6, "-o", place, *words.split())
@@ -92,6 +92,7 @@ def test_what_the_user_says_reaches_the_search(
         "batch": 2,
         "prefer": "size",
         "contrib": True,
+        "prune": True,
     }
     assert len(onnx.load(place).graph.node) == 4
     assert "int8 (chosen)" in done.out
