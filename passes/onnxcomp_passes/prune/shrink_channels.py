@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from onnxcomp.analysis.channels import Channels
 from onnxcomp.analysis.shapes import Shapes
-from onnxcomp.ir.ops import array, standard_op
+from onnxcomp.ir.ops import array, is_op, standard_op
 from onnxcomp.passbase import Pass
 from onnxcomp_passes.prune.support.constancy import Constancy
 from onnxcomp_passes.prune.support.folding import add_share
@@ -17,7 +17,7 @@ from onnxcomp_passes.prune.support.leftovers import drop_constant_branches, drop
 from onnxcomp_passes.prune.support.likeness import Fingerprints, Likeness
 from onnxcomp_passes.prune.support.removal import Removal
 from onnxcomp_passes.prune.support.verdicts import Judge
-from onnxcomp_passes.prune.support.weights import WEIGHTED, is_made_of_constants
+from onnxcomp_passes.prune.support.weights import is_made_of_constants
 from onnxcomp_passes.simplify.eliminate_dead import EliminateDead
 from onnxcomp_passes.simplify.fold_constants import FoldConstants
 
@@ -55,24 +55,28 @@ class ShrinkChannels(Pass):
 
     @override
     def run(self, ctx: Context) -> None:
-        if _computes_weights(ctx.model):
+        mark = ctx.edit.mark()
+        if _computes_parameters(ctx.model):
             FoldConstants().run(ctx)
         removed = _shrink(ctx)
+        tidied = False
         while _tidy(ctx):
+            tidied = True
             removed += _shrink(ctx)
         if removed:
             ctx.edit.count("channels removed", removed)
-        elif not ctx.edit.changed:
+        elif not tidied:
+            ctx.edit.rollback(mark)
             ctx.skip("SHR101", "model", "no channel is without effect")
 
 
-def _computes_weights(model: Model) -> bool:
-    """Whether a layer reads a weight that is made of constants, such as weights times a mask."""
+def _computes_parameters(model: Model) -> bool:
+    """Whether a node reads what other nodes make of constants: weights times a mask, shapes, pads."""
     return any(
-        value is not None and is_made_of_constants(value)
+        value is not None and (is_made_of_constants(value) or is_op(value.producer(), "Constant"))
         for node in model.nodes()
-        if standard_op(node) in WEIGHTED
-        for value in node.inputs[1:]
+        if standard_op(node) is not None
+        for value in node.inputs
     )
 
 
@@ -121,7 +125,7 @@ class _Round:
         channels = ctx.facts.refresh(question)
         constancy = Constancy(ctx.model, self._shapes)
         axes = [(m.value, m.axis) for group in channels.groups for m in group.members]
-        likeness = Likeness(ctx.model, self._shapes, axes, prints)
+        likeness = Likeness(ctx.model, constancy, axes, prints)
         self._removal = Removal(ctx, self._shapes)
         self._judge = Judge(channels, constancy, likeness, self._removal)
         self.merged = 0

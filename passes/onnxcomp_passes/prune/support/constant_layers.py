@@ -184,9 +184,8 @@ def _recurrent(constancy: Constancy, node: ir.Node) -> None:
     states = [input_at(node, 5), *([input_at(node, 6)] if node.op_type == "LSTM" else [])]
     if weight is None or recurrence is None or node.attributes.get("activations") is not None:
         return
-    if any(state is not None and not _is_zero(state) for state in states):
-        return
     units = recurrence.shape[2]
+    starts = [_start(constancy, state, units) for state in states if state is not None]
     given = input_at(node, 3)
     bias = np.zeros((len(weight), 2 * weight.shape[1])) if given is None else weight_of(given)
     if bias is None:
@@ -199,14 +198,16 @@ def _recurrent(constancy: Constancy, node: ir.Node) -> None:
         | recurrence[:, last].any((0, 2))
         | halves[:, :, last].any((0, 1))
     )
+    for start in starts:
+        quiet &= start == 0
     for output in node.outputs:
-        for axis in constancy.axes(output):
-            constancy.store(output, axis, np.where(quiet, 0.0, np.nan))
+        rank = constancy.shapes.rank(output) if output.name else None
+        if rank:
+            constancy.store(output, rank - 1, np.where(quiet, 0.0, np.nan))
 
 
-def _is_zero(value: ir.Value) -> bool:
-    found = weight_of(value)
-    return found is not None and not found.any()
+def _start(constancy: Constancy, state: ir.Value, units: int) -> Array:
+    return _held(constancy, state, (constancy.shapes.rank(state) or 1) - 1, units)
 
 
 LAYERS: dict[str, Callable[[Constancy, ir.Node], None]] = {

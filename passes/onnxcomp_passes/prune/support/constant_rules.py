@@ -74,6 +74,15 @@ def _pad(constancy: Constancy, node: ir.Node) -> None:
         constancy.move(node, [source], lambda number: number == fill)
 
 
+def _constant_of_shape(constancy: Constancy, node: ir.Node) -> None:
+    given = node.attributes.get("value")
+    number = 0.0 if given is None else float(given.as_tensor().numpy().reshape(-1)[0])
+    sizes = constancy.shapes.shape(node.outputs[0]) or ()
+    for axis in constancy.axes(node.outputs[0]):
+        size = sizes[axis]
+        constancy.store(node.outputs[0], axis, np.full(size, number))
+
+
 def _resize(constancy: Constancy, node: ir.Node) -> None:
     nearest = attribute(node, "mode", "nearest") == "nearest"
     crops = attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
@@ -238,6 +247,7 @@ RULES: dict[str, Rule] = {
     ),
     "AveragePool": _average_pool,
     "Pad": _pad,
+    "ConstantOfShape": _constant_of_shape,
     "Resize": _resize,
     "Upsample": _resize,
     "QuantizeLinear": _quantize,

@@ -191,10 +191,7 @@ class Judge:
             or weight.shape[along] != len(held)
         ):
             return _Partners(np.full(len(held), -1), np.ones(len(held)))
-        numbers = self._likeness.of(left, axis).copy()
-        fixed = ~np.isnan(held) & (held != 0)
-        scale = np.where(fixed, held, 1.0)
-        numbers[fixed] = -1
+        numbers, scale = self._likeness.of(left, axis), self._likeness.scale(left, axis)
         staying = self._removal.kept(left, axis)
         staying = np.ones(len(held), bool) if staying is None else staying.copy()
         staying[unneeded] = False

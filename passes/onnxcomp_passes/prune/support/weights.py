@@ -11,8 +11,6 @@ from onnxcomp.ir.ops import array, attribute, constant, input_at, is_pure, produ
 
 Array = np.ndarray[Any, Any]
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
-# Operators that read weights beside their data.
-WEIGHTED = frozenset(["Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"])
 _DEEPEST = 8
 
 
