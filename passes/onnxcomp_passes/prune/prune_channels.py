@@ -59,12 +59,30 @@ class PruneChannels(Goals):
         "layers that are left were fitted to what they gave.",
         "PRN105": "Nothing was fitted: there are no samples, or too few (give real ones, --data), or values "
         "between layers are sequences.",
+        "PRN106": "A group is judged by its weights, because what it carries on the samples is NaN or "
+        "infinite, or cannot be seen.",
+        "PRN107": "How much each criterion counts towards `confidence` on this model.",
     }
 
     criterion: CriterionName = "auto"
-    """What tells how much a channel matters: its own weights (l1, l2, std, median, scale), what it carries on
-    samples (activation), what it carries into the layers that read it (wanda), what those lose when the
-    others make up for it (obs), or nothing (random); `auto` is wanda with samples and l2 without."""
+    """What tells how much a channel matters.
+    Its weights: `l1`, `l2` (norm of its filters; Li et al., ICLR 2017), `std` (their standard deviation),
+    `scale` (factor of its normalization; Liu et al., ICCV 2017), `median` (distance to the layer's other
+    filters: FPGM, He et al., CVPR 2019), `lamp` (squared norm over that of all that are no smaller; Lee et
+    al., ICLR 2021).
+    What it carries on samples: `activation` (mean magnitude; Molchanov et al., ICLR 2017), `peak` (largest
+    magnitude), `apoz` (how often it is not 0; Hu et al. 2016; where nothing is ever 0, the mean magnitude).
+    What it is worth to the layers that read it: `wanda` (sum of |w| times the root mean square of what it
+    multiplies; Sun et al., ICLR 2024), `obd` (the same with both squared, which is what the diagonal of the
+    Hessian of the layer's squared error says; LeCun et al. 1990), `fluctuation` (`obd` of what differs from
+    the mean, which a bias can replace: FLAP, An et al., AAAI 2024), `taylor` (change of the energy of the
+    layer's output, to first order, as the channel fades: gradient times activation as in Molchanov et al.
+    2017 and 2019), `obs` (what is lost when the other channels make up for it, one after the other, with
+    the whole Hessian; Hassibi and Stork 1992).
+    What the model's outputs lose: `measured` (channels taken out for a try, less what others make up for),
+    `confidence` (agreement of several of these, each weighed by how well it foretells what is measured).
+    `random`: nothing, for comparison.
+    `auto` is `obs` with samples (`taylor` without `reconstruct`), and `l2` without samples."""
     spread: Literal["auto", "uniform", "global"] = "auto"
     """Where channels go: `uniform`, the same share of each group, or `global`, the least anywhere; `auto` is
     what comes nearer to the original on held-out samples, and uniform without samples."""
@@ -146,7 +164,7 @@ class PruneChannels(Goals):
 
     def _candidates(self, ctx: Context, channels: ChannelMap) -> list[Candidate]:
         found = []
-        scores = unit_scores(ctx, channels, self.criterion, self.seed)
+        scores = unit_scores(ctx, channels, self.criterion, self.seed, fitted=self.reconstruct)
         for index, group in enumerate(channels.groups):
             names = _names(channels, group)
             if not names:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from onnxcomp.quant.grams import collect_grams
 from onnxcomp.quant.readers import layer_of
-from onnxcomp_passes.prune.support.ends import ends_of
 from onnxcomp_passes.prune.support.carried import collect_moments
+from onnxcomp_passes.prune.support.ends import ends_of
 from onnxcomp_passes.prune.support.products import removal_costs, shares_of_energy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from onnxcomp.analysis.channels import ChannelMap
     from onnxcomp.ir import ir
     from onnxcomp.passbase import Context
     from onnxcomp.quant.readers import Layer
-    from onnxcomp_passes.prune.support.ends import End
     from onnxcomp_passes.prune.support.carried import Moments
+    from onnxcomp_passes.prune.support.ends import End
 
     Axis = tuple[ir.Value, int]
 
 Array = np.ndarray[Any, Any]
 Observed = Literal["activation", "peak", "apoz", "wanda", "obd", "fluctuation", "taylor", "obs"]
+
+Weighing = Literal["size", "power", "variance"]
 
 _DEEPEST = 4096
 _TINY = np.finfo(np.float64).tiny
@@ -42,33 +44,32 @@ class Observation:
         ends: Where the units of each group end, by its index.
         moments: What values carry, by value and axis.
         samples: Feeds.
-        broken: Names of values that were NaN or infinite.
+        broken: Groups of which something was NaN or infinite.
     """
 
     ctx: Context
     ends: Mapping[int, Sequence[End]]
     moments: dict[Axis, Moments]
     samples: Sequence[Any]
-    broken: list[str] = field(default_factory=list)
+    broken: frozenset[int] = frozenset()
 
     @classmethod
     def make(cls, ctx: Context, channels: ChannelMap, samples: Sequence[Any]) -> Observation:
         """Runs the model on samples."""
         ends = ends_of(channels)
-        axes = [
-            axis
-            for each in ends.values()
-            for end in each
-            for axis in ((end.source,) if end.has_weight else (end.source, end.other))
-        ]
-        found = collect_moments(ctx, axes, samples)
-        broken = [axis[0].name or "" for axis, each in found.items() if not each.is_finite]
+        axes = {index: _axes(each) for index, each in ends.items()}
+        found = collect_moments(ctx, [axis for each in axes.values() for axis in each], samples)
         known = {axis: each for axis, each in found.items() if each.is_finite}
-        return cls(ctx, ends, known, samples, list(dict.fromkeys(broken)))
+        broken = frozenset(
+            index
+            for index, each in axes.items()
+            if any(axis in found and axis not in known for axis in each)
+        )
+        return cls(ctx, ends, known, samples, broken)
 
     def costs(self, criterion: Observed) -> dict[int, Array]:
         """Returns what removing each unit costs, by the index of the group; without what was not seen."""
-        if criterion in _CARRIED:
+        if criterion in CARRIED:
             return self._carried(criterion)
         known = self._from_grams(criterion) if criterion in {"taylor", "obs"} else {}
         found: dict[int, Array] = {}
@@ -90,15 +91,15 @@ class Observation:
         found: dict[int, Array] = {}
         for index, ends in self.ends.items():
             opinions = [
-                _about_one(_CARRIED[criterion](self.moments[axis])[places].mean(axis=1))
-                for axis, places in dict(_carriers(ends)).items()
+                _about_one(CARRIED[criterion](self.moments[axis])[places].mean(axis=1))
+                for axis, places in _axes(ends).items()
                 if axis in self.moments
             ]
             if opinions:
                 found[index] = np.mean(opinions, axis=0)
         return found
 
-    def _shares(self, end: End, by: str) -> Array | None:
+    def _shares(self, end: End, by: Weighing) -> Array | None:
         """The share of each unit in the power of products that an end sums up, taken one by one."""
         source = self.moments.get(end.source)
         if source is None:
@@ -108,9 +109,11 @@ class Observation:
             strengths = end.strengths(1 if by == "size" else 2, carried.size)
         else:
             other = self.moments.get(end.other)
-            if other is None or other.power.size != carried.size:
+            if other is None:
                 return None
             strengths = np.sqrt(other.power) if by == "size" else other.power
+        if strengths.size != carried.size:
+            return None
         products = strengths * (np.sqrt(carried) if by == "size" else carried)
         total = products.sum()
         if not np.isfinite(total):
@@ -156,11 +159,14 @@ class Observation:
         )
 
 
-def _carriers(ends: Sequence[End]) -> Iterator[tuple[Axis, Array]]:
+def _axes(ends: Sequence[End]) -> dict[Axis, Array]:
+    """What carries the units of a group to its ends, each once, and their positions."""
+    found: dict[Axis, Array] = {}
     for end in ends:
-        yield end.source, end.places
+        found[end.source] = end.places
         if not end.has_weight:
-            yield end.other, end.places
+            found[end.other] = end.places
+    return found
 
 
 def _about_one(found: Array) -> Array:
@@ -177,9 +183,14 @@ def _nonzero(moments: Moments) -> Array:
     return often
 
 
-_CARRIED: Mapping[str, Any] = {
+CARRIED: Mapping[str, Any] = {
     "activation": lambda moments: moments.magnitude,
     "peak": lambda moments: moments.peak,
     "apoz": _nonzero,
 }
-_WEIGHED: Mapping[str, str] = {"wanda": "size", "obd": "power", "fluctuation": "variance"}
+# How products are weighed: `taylor` and `obs` where there is no Gram matrix.
+_WEIGHED: Mapping[str, Weighing] = {
+    "wanda": "size",
+    "fluctuation": "variance",
+    "obs": "variance",
+}

@@ -9,7 +9,8 @@ import numpy as np
 
 from onnxcomp.errors import SamplesError
 from onnxcomp.ir.ops import array
-from onnxcomp_passes.prune.support.activity import Observation, Observed
+from onnxcomp_passes.prune.support.activity import CARRIED, Observation, Observed
+from onnxcomp_passes.prune.support.evidence import agreement, measured_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,51 +25,111 @@ CriterionName = Literal[
     "l1",
     "l2",
     "std",
-    "median",
     "scale",
+    "median",
     "lamp",
-    "random",
     "activation",
     "peak",
     "apoz",
     "wanda",
-    "obd",
     "fluctuation",
     "taylor",
+    "obd",
     "obs",
+    "measured",
+    "confidence",
+    "random",
 ]
-_SAMPLES = 64
+_OBSERVED = (*get_args(Observed), "measured", "confidence")
+# What samples are looked at; every so-manyth is kept to measure on where something is measured.
+_SAMPLES, _HELD_OUT, _FEWEST = 64, 4, 8
+# Whose opinions `confidence` weighs.
+_ADVISERS: tuple[Observed, ...] = ("activation", "wanda", "fluctuation", "taylor", "obd", "obs")
 
 
 def unit_scores(
-    ctx: Context, channels: ChannelMap, name: CriterionName, seed: int
+    ctx: Context, channels: ChannelMap, name: CriterionName, seed: int, *, fitted: bool = True
 ) -> dict[int, Array]:
     """Returns how much each unit of each group matters, by the index of the group.
+
+    Scores of one criterion are comparable between groups: those of weights and of what channels carry are
+    multiples of the mean of the group, all others shares of what the layers that read the group sum up.
 
     Args:
         ctx: The pass; some criteria look at its samples.
         channels: The channels of the model.
         name: What to judge by.
-        seed: Seed of `random`.
+        seed: Seed of `random` and of the trials of `confidence`.
+        fitted: Whether what is left will be fitted, for `auto`.
 
     Raises:
         SamplesError: The criterion looks at samples, and there are none.
     """
     if name == "auto":
-        name = "l2" if ctx.samples is None else "wanda"
+        name = "l2" if ctx.samples is None else "obs" if fitted else "taylor"
     groups = dict(enumerate(channels.groups))
-    if name not in get_args(Observed):
+    if name not in _OBSERVED:
         return {i: scores(channels, group, name, (seed, i)) for i, group in groups.items()}
-    if ctx.samples is None:
+    samples = list(islice(ctx.samples or (), _SAMPLES))
+    if not samples:
         raise SamplesError(
             f"the criterion {name} looks at samples", hint="give --data, or choose l1 or l2"
         )
-    observation = Observation.make(ctx, channels, list(islice(ctx.samples, _SAMPLES)))
-    found = observation.costs(name)
-    for index, group in groups.items():
-        if index not in found:
-            found[index] = scores(channels, group, "l2", (seed, index))
-    return found
+    if name == "measured" or name == "confidence":
+        found, ends = _measured(ctx, channels, samples, name, seed)
+    else:
+        observation = Observation.make(ctx, channels, samples)
+        found, ends = observation.costs(name), observation
+    return _completed(ctx, channels, found, ends, carried=name in CARRIED)
+
+
+def _measured(
+    ctx: Context, channels: ChannelMap, samples: list[Any], name: str, seed: int
+) -> tuple[dict[int, Array], Observation]:
+    """What is measured on samples that nothing was judged by, where there are enough."""
+    apart = len(samples) >= _FEWEST
+    seen = [each for i, each in enumerate(samples) if i % _HELD_OUT != _HELD_OUT - 1 or not apart]
+    held_out = samples[_HELD_OUT - 1 :: _HELD_OUT] if apart else samples
+    observation = Observation.make(ctx, channels, seen)
+    if name == "confidence":
+        opinions = {adviser: observation.costs(adviser) for adviser in _ADVISERS}
+        agreed = agreement(ctx, observation.ends, opinions, held_out, seed)
+        if agreed is not None:
+            weights = sorted(agreed[1].items(), key=lambda item: -item[1])
+            said = ", ".join(f"{adviser} {weight:.0%}" for adviser, weight in weights)
+            ctx.note("PRN107", None, f"what counts towards confidence: {said}")
+            return agreed[0], observation
+        return observation.costs("obs"), observation
+    alone, left = observation.costs("obd"), observation.costs("obs")
+    found = measured_costs(ctx, observation.ends, alone, left, held_out)
+    return (left if found is None else found), observation
+
+
+def _completed(
+    ctx: Context,
+    channels: ChannelMap,
+    found: dict[int, Array],
+    observation: Observation,
+    *,
+    carried: bool,
+) -> dict[int, Array]:
+    """Adds what weights say of groups that nothing else is known of, on the scale of the others."""
+    known = {index: costs for index, costs in found.items() if np.isfinite(costs).all()}
+    ends = {index: len(observation.ends.get(index, ())) for index in range(len(channels.groups))}
+    # What the loss of all that one end reads costs.
+    scale = float(np.median([costs.sum() / max(ends[i], 1) for i, costs in known.items()] or [1.0]))
+    for index, group in enumerate(channels.groups):
+        if index in known:
+            continue
+        norms = scores(channels, group, "l2", (0, index))
+        squares = norms**2
+        shares = squares / squares.sum() * (max(ends[index], 1) * scale)
+        known[index] = norms if carried else shares
+        if ends[index]:
+            why = "they are NaN or infinite" if index in observation.broken else "they are not seen"
+            name = next(iter(observation.ends[index])).source[0].name
+            ctx.note("PRN106", name, f"judged by the weights alone: on the samples {why}")
+    return known
 
 
 def scores(
@@ -85,7 +146,8 @@ def scores(
         criterion: `l1` and `l2` are norms of the filters that make a unit (Li et al., ICLR 2017),
             `std` their standard deviation, `median` the distance to all other filters of the layer:
             what others can replace matters little (FPGM, He et al., CVPR 2019), `scale` the factor
-            of its normalization (Liu et al., ICCV 2017), `random` nothing at all, for comparison.
+            of its normalization (Liu et al., ICCV 2017), `lamp` squared norms as `layer_adaptive` has
+            them, `random` nothing at all, for comparison.
         seed: Seed of `random`.
 
     Returns:
@@ -102,6 +164,9 @@ def scores(
 
 def layer_adaptive(squares: Array) -> Array:
     """Returns squared norms as shares of what is left when all smaller ones are gone.
+
+    LAMP (Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021), for whole
+    filters instead of single weights.
 
     The largest unit of each group gets 1, so that a global threshold never empties one, and scores are
     comparable: about the relative distortion that removing the unit adds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,8 @@ Array = np.ndarray[Any, Any]
 
 _DAMPING = 1e-3
 _TINY = np.finfo(np.float64).tiny
-# Multiplications that one layer may take, and into how many rounds removals are divided at most.
-_EFFORT, _ROUNDS = 1e11, 64
+# The share of the units that are left that goes at a time, the costs of the others being what they were.
+_SHARE = 1 / 16
 
 
 def shares_of_energy(gram: Gram, weight: Array, rows: Array) -> Array:
@@ -38,52 +39,80 @@ def removal_costs(gram: Gram, weight: Array, rows: Array) -> Array:
     """Returns what a layer's output loses as units go one after the other, the cheapest first.
 
     Those that are left make up for each as well as they can, a bias included: what two units have in
-    common is lost with the second of them. Costs are shares of the output's variance, and never fall
-    in the order of removal.
+    common is lost with the second of them. Costs are shares of the power of the products that the layer
+    sums up, taken one by one, and never fall in the order of removal.
 
     Args:
         gram: Of the rows.
         weight: (K, N).
         rows: [units, n] rows of the weight that belong to each unit.
     """
-    matrix, target = gram.centred, weight.astype(np.float64)
-    size = len(matrix)
-    damp = max(_DAMPING * float(np.trace(matrix)) / max(size, 1), 1e-30)
-    matrix = matrix + damp * np.eye(size)
-    wanted = matrix @ target
-    energy = max(float((target * wanted).sum()), _TINY)
+    target = weight.astype(np.float64)
+    energy = float(np.diagonal(gram.matrix) @ (target**2).sum(axis=1))
+    rest = _Rest(np.linalg.inv(shrunk(gram.centred, gram.count)), target, rows)
     costs = np.zeros(len(rows))
     left = np.arange(len(rows))
-    alive = np.ones(size, bool)
-    share = _share_of_a_round(size, len(rows))
     least = 0.0
     while left.size:
-        found = _costs(matrix, wanted, alive, rows[left])
-        gone = np.argsort(found, kind="stable")[: max(1, int(left.size * share))]
-        for unit in gone:
-            least = max(least, float(found[unit]))
-            costs[left[unit]] = least
-        alive[rows[left[gone]].reshape(-1)] = False
+        found = rest.costs()
+        gone = np.argsort(found, kind="stable")[: max(1, int(left.size * _SHARE))]
+        costs[left[gone]] = np.maximum(found[gone], least)
+        least = float(costs[left[gone]].max())
+        rest.remove(gone)
         left = np.delete(left, gone)
-    return costs / energy
+    return costs / max(energy, _TINY)
 
 
-def _costs(matrix: Array, wanted: Array, alive: Array, rows: Array) -> Array:
-    """What each unit costs now: W_S^T (H^-1_SS)^-1 W_S, with the weights W that are best without the others."""
-    index = np.flatnonzero(alive)
-    place = np.zeros(alive.size, np.int64)
-    place[index] = np.arange(index.size)
-    inverse = np.linalg.inv(matrix[np.ix_(index, index)])
-    fitted = inverse @ wanted[index]
-    own = place[rows]
-    blocks = inverse[own[:, :, None], own[:, None, :]]
-    lost = fitted[own]
-    costs: Array = (lost * np.linalg.solve(blocks, lost)).sum(axis=(1, 2))
-    return costs
+@dataclass(eq=False)
+class _Rest:
+    """What is left of a layer: the inverse of its Gram matrix, and the weights that are best now.
+
+    Attributes:
+        inverse: (K, K).
+        weight: (K, N).
+        rows: [units, n] rows of each unit that is left.
+    """
+
+    inverse: Array
+    weight: Array
+    rows: Array
+
+    def costs(self) -> Array:
+        """What each unit costs now: W_S^T (H^-1_SS)^-1 W_S."""
+        blocks = self.inverse[self.rows[:, :, None], self.rows[:, None, :]]
+        lost = self.weight[self.rows]
+        costs: Array = (lost * np.linalg.solve(blocks, lost)).sum(axis=(1, 2))
+        return np.maximum(costs, 0.0)
+
+    def remove(self, units: Array) -> None:
+        """Takes units out; the weights of the others make up for them."""
+        gone = self.rows[units].reshape(-1)
+        stay = np.ones(len(self.inverse), bool)
+        stay[gone] = False
+        beside = self.inverse[np.ix_(stay, gone)]
+        step = np.linalg.solve(self.inverse[np.ix_(gone, gone)], beside.T).T
+        self.weight = self.weight[stay] - step @ self.weight[gone]
+        self.inverse = self.inverse[np.ix_(stay, stay)] - step @ beside.T
+        place = np.cumsum(stay) - 1
+        self.rows = place[np.delete(self.rows, units, axis=0)]
 
 
-def _share_of_a_round(size: int, units: int) -> float:
-    """Which part of what is left goes at a time: the fewer, the better and the slower."""
-    rounds = np.clip(_EFFORT / max(float(size) ** 3, 1.0), 8, _ROUNDS)
-    # With a share s going each time, about log(units) / s rounds are made.
-    return min(1.0, float(np.log(max(units, 2)) / rounds))
+def shrunk(centred: Array, count: int) -> Array:
+    """Returns a Gram matrix in which few rows make no accidental likeness: shrunk towards its diagonal.
+
+    How far follows from how much the entries of the matrix of `count` rows vary by chance, as if rows were
+    normal (Ledoit and Wolf, "A well-conditioned estimator", 2004; the target is that of Schaefer and
+    Strimmer, 2005).
+
+    Args:
+        centred: (K, K) X^T X of rows without their mean.
+        count: How many rows.
+    """
+    diagonal = np.diagonal(centred)
+    beside = float((centred**2).sum() - (diagonal**2).sum())
+    chance = (float(diagonal.sum()) ** 2 + float((centred**2).sum())) / max(count, 1)
+    share = min(1.0, chance / max(beside, _TINY))
+    damp = _DAMPING * float(diagonal.mean()) if len(diagonal) else 0.0
+    made: Array = centred * (1 - share)
+    np.fill_diagonal(made, diagonal + max(damp, 1e-30))
+    return made
