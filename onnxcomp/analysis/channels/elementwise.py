@@ -17,6 +17,7 @@ UNARY = frozenset(
         "Asinh",
         "Atan",
         "Atanh",
+        "BitCast",
         "BitwiseNot",
         "Cast",
         "CastLike",
@@ -83,17 +84,21 @@ BROADCAST = frozenset(
         "Pow",
         "Sub",
         "Sum",
+        "SwiGLU",
         "Where",
         "Xor",
     ]
 )
+
+# Since this opset a Softmax works along one axis.
+_ONE_AXIS = 13
 
 
 def unary(site: Site) -> None:
     """The results have the axes of the first operand; what else is read are scalars."""
     source = site.axes(site.input(0))
     for output in site.node.outputs:
-        _like(site, source, output)
+        like(site, source, output)
 
 
 def broadcast(site: Site) -> None:
@@ -113,58 +118,20 @@ def broadcast(site: Site) -> None:
 def normalized(site: Site) -> None:
     """Softmax and its like: each position along the axis depends on all others."""
     source = site.axes(site.input(0))
-    _like(site, source, site.node.outputs[0])
-    if source is None:
-        return
-    axis = site.attribute("axis", -1 if site.opset >= 13 else 1)
-    # Before opset 13 everything from the axis on was one row.
-    for mixed in source[axis:] if site.opset < 13 else source[axis:][:1]:
+    like(site, source, site.node.outputs[0])
+    normalize(site, source, site.opset)
+
+
+def normalize(site: Site, source: Axes | None, opset: int) -> None:
+    """States along which axes a Softmax of an opset works."""
+    axis = site.attribute("axis", -1 if opset >= _ONE_AXIS else 1)
+    # Before, everything from the axis on was one row.
+    for mixed in (source or [])[axis:] if opset < _ONE_AXIS else (source or [])[axis:][:1]:
         site.mix(mixed)
 
 
-def quantized(site: Site) -> None:
-    """QuantizeLinear and DequantizeLinear: scales run along one axis, or are blocks."""
-    source = site.axes(site.input(0))
-    _like(site, source, site.node.outputs[0])
-    if source is None:
-        return
-    axis = site.attribute("axis", 1)
-    for parameter in site.node.inputs[1:]:
-        _scales(site, site.axes(parameter), source, axis)
-
-
-def _scales(site: Site, scales: Axes | None, source: Axes, axis: int) -> None:
-    """One number for all, one per position of an axis, or one per block along it."""
-    block = site.attribute("block_size", 0)
-    if scales is None:
-        site.freeze("the rank of a scale is not known")
-    elif len(scales) == 1 and not block:
-        if site.size(scales[0]) != 1:
-            site.tie(scales[0], source[axis])
-    elif len(scales) == len(source) and block:
-        site.tie_all(
-            *(
-                [one for i, one in enumerate(axes) if i != axis % len(source)]
-                for axes in (scales, source)
-            )
-        )
-        _blocks(site, scales[axis], source[axis], block)
-    elif scales:
-        site.freeze("its scales have more axes than are understood")
-
-
-def _blocks(site: Site, counted: int | None, whole: int | None, block: int) -> None:
-    """Whole blocks may go."""
-    if counted is None or whole is None or site.size(whole) != block * (site.size(counted) or 0):
-        site.keep(counted, "it counts blocks")
-        site.keep(whole, "it is quantized in blocks")
-        return
-    inside = site.space.virtual(block)
-    site.keep(inside, "it is quantized in blocks")
-    site.space.product(whole, [counted, inside])
-
-
-def _like(site: Site, source: list[int | None] | None, value: ir.Value | None) -> None:
+def like(site: Site, source: Axes | None, value: ir.Value | None) -> None:
+    """States that a result has the axes of an operand."""
     axes = site.axes(value)
     if value is None or not value.name:
         return

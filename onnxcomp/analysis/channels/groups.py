@@ -11,7 +11,7 @@ import numpy as np
 from onnxcomp.analysis.channels.control import keep_bodies
 from onnxcomp.analysis.channels.site import Roles, Site
 from onnxcomp.analysis.channels.space import Positions, Prefer, Space
-from onnxcomp.analysis.channels.table import rule_of
+from onnxcomp.analysis.channels.table import BARRIERS, known_as, rule_of
 from onnxcomp.analysis.shapes import ShapeMap, Shapes
 from onnxcomp.ir.ops import OVERRIDABLE, PROTECTED
 from onnxcomp.ir.scopes import ir_graphs
@@ -171,7 +171,7 @@ class Channels:
 def _apply(site: Site) -> None:
     rule = rule_of(site)
     if rule is None:
-        site.freeze("nothing is known of the operator")
+        site.freeze(BARRIERS.get(known_as(site.node), "nothing is known of the operator"))
         keep_bodies(site)
         return
     try:

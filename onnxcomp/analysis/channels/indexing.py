@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onnxcomp.ir import ir
 
 _PICKED = "its positions are picked by number"
+_WRITTEN = "its positions are written by number"
 _ORDER = "its positions have an order"
 
 
@@ -66,6 +67,9 @@ def _along(site: Site, operands: list[ir.Value | None], picks: int) -> None:
             site.keep(one, _PICKED)
         for other in column[picks + 1 :]:
             site.tie(column[picks], other)
+        if picks > 1:
+            # What is written changes the result, wherever it goes.
+            site.keep(column[picks], _WRITTEN)
 
 
 def gather_nd(site: Site) -> None:
@@ -96,8 +100,9 @@ def scatter_nd(site: Site) -> None:
     site.tie_all(source, out)
     site.keep(picked[-1], "it is a position")
     for axis in source[:depth]:
-        site.keep(axis, "its positions are written by number")
-    site.tie_all(picked[:-1], updates[: len(picked) - 1])
+        site.keep(axis, _WRITTEN)
+    for axis in (*picked[:-1], *updates[: len(picked) - 1]):
+        site.keep(axis, _WRITTEN)
     site.tie_all(source[depth:], updates[len(picked) - 1 :])
 
 

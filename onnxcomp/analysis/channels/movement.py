@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onnxcomp.analysis.channels.site import Axes, Site
+    from onnxcomp.ir import ir
 
 
 def transpose(site: Site) -> None:
@@ -29,12 +30,17 @@ def transpose(site: Site) -> None:
 
 def concat(site: Site) -> None:
     """Concat: positions of the operands one after another."""
-    operands = [site.axes(value) for value in site.node.inputs]
+    joined(site, list(site.node.inputs), site.attribute("axis", 0))
+
+
+def joined(site: Site, values: Sequence[ir.Value | None], along: int) -> None:
+    """States that operands follow one another along an axis of the result."""
+    operands = [site.axes(value) for value in values]
     out = site.axes(site.node.outputs[0])
     if out is None or any(axes is None for axes in operands):
         site.freeze(UNKNOWN_RANK)
         return
-    axis = site.attribute("axis", 0) % len(out)
+    axis = along % len(out)
     for axes in operands:
         for place, (one, other) in enumerate(zip(axes or (), out, strict=True)):
             if place != axis:

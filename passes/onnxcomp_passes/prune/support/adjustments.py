@@ -22,14 +22,17 @@ _FAR = 1 << 31
 _END = 1 << 40
 # Since this opset lists of axes and sizes are inputs.
 _SPLIT_INPUT = 13
+# Axes of [batch, sequence, heads * size].
+_FLAT = 3
 
 
 def _conv(removal: Removal, node: ir.Node) -> None:
     """As many groups as all channels hold a group's: those read by a Conv, made by a ConvTranspose."""
     if attribute(node, "group", 1) == 1:
         return
-    all_groups = node.inputs[0] if node.op_type == "Conv" else node.outputs[0]
-    whole, part = removal.new_size(all_groups, 1), removal.new_size(node.inputs[1], 1)
+    all_groups = node.outputs[0] if node.op_type == "ConvTranspose" else node.inputs[0]
+    weight = node.inputs[3 if node.op_type == "QLinearConv" else 1]
+    whole, part = removal.new_size(all_groups, 1), removal.new_size(weight, 1)
     if whole and part:
         removal.edit.set_attribute(node, "group", whole // part)
 
@@ -253,21 +256,61 @@ def _left(kept: np.ndarray, parts: int) -> int:
 
 
 def _recurrent(removal: Removal, node: ir.Node) -> None:
-    size = removal.new_size(node.inputs[2], 2)
+    size = removal.new_size(node.inputs[2], 1 if node.op_type == "DynamicQuantizeLSTM" else 2)
     if size is not None and "hidden_size" in node.attributes:
         removal.edit.set_attribute(node, "hidden_size", size)
 
 
 def _attention(removal: Removal, node: ir.Node) -> None:
-    """Whole heads went, or the same part of each."""
-    kept = removal.kept(node.outputs[0], 2) if removal.rank(node.outputs[0]) == 3 else None
-    heads = attribute(node, "q_num_heads", 0)
-    if kept is None or not heads:
+    """Heads, queries for each of them, and what is left within: scores are scaled as before."""
+    query = node.inputs[0]
+    if removal.rank(query) != _FLAT:
+        kept = removal.kept(query, 3)
+        if kept is not None:
+            _keep_scale(removal, node, len(kept))
         return
-    by_head = kept.reshape(heads, -1)
-    if (by_head.all(1) | ~by_head.any(1)).all():
-        removal.edit.set_attribute(node, "q_num_heads", int(by_head.any(1).sum()))
-        removal.edit.set_attribute(node, "kv_num_heads", int(by_head.any(1).sum()))
+    names = ("q_num_heads", "kv_num_heads") if not node.domain else ("num_heads", "kv_num_heads")
+    asking = int(attribute(node, names[0], 0))
+    shared = int(attribute(node, names[1], asking))
+    kept = removal.kept(query, 2)
+    if kept is None:
+        return
+    cube = kept.reshape(shared, asking // shared, -1)
+    left = [int(cube.any(tuple({0, 1, 2} - {axis})).sum()) for axis in range(3)]
+    removal.edit.set_attribute(node, names[0], left[0] * left[1])
+    if names[1] in node.attributes:
+        removal.edit.set_attribute(node, names[1], left[0])
+    if left[2] != cube.shape[2]:
+        _keep_scale(removal, node, cube.shape[2])
+
+
+def _keep_scale(removal: Removal, node: ir.Node, size: int) -> None:
+    """Scores were divided by the root of the size of a head, unless a scale was given."""
+    if not attribute(node, "scale", 0.0):
+        removal.edit.set_attribute(node, "scale", 1.0 / size**0.5)
+
+
+def _fused_attention(removal: Removal, node: ir.Node) -> None:
+    """Heads went from the three parts of one matrix, or something of each head."""
+    kept = removal.kept(node.inputs[1], 1)
+    if kept is None:
+        return
+    heads = attribute(node, "num_heads", 1)
+    sizes = attribute(node, "qkv_hidden_sizes", (len(kept) // 3,) * 3)
+    parts = np.split(kept, np.cumsum(sizes)[:2])
+    inside = parts[0].reshape(heads, -1)
+    removal.edit.set_attribute(node, "num_heads", _left(parts[0], heads))
+    new = [int(part.sum()) for part in parts]
+    if "qkv_hidden_sizes" in node.attributes or len(set(new)) > 1:
+        removal.edit.set_attribute(node, "qkv_hidden_sizes", new)
+    if inside.any(0).sum() != inside.shape[1]:
+        _keep_scale(removal, node, inside.shape[1])
+
+
+def _rotary(removal: Removal, node: ir.Node) -> None:
+    heads, kept = attribute(node, "num_heads", 0), removal.kept(node.inputs[0], 2)
+    if heads and kept is not None and removal.rank(node.inputs[0]) == _FLAT:
+        removal.edit.set_attribute(node, "num_heads", _left(kept, heads))
 
 
 ADJUSTMENTS: dict[str, Adjust] = {
@@ -288,4 +331,12 @@ ADJUSTMENTS: dict[str, Adjust] = {
     "GRU": _recurrent,
     "RNN": _recurrent,
     "Attention": _attention,
+    "RotaryEmbedding": _rotary,
+    "QLinearConv": _conv,
+    "com.microsoft.FusedConv": _conv,
+    "com.microsoft.Attention": _fused_attention,
+    "com.microsoft.MultiHeadAttention": _attention,
+    "com.microsoft.GroupQueryAttention": _attention,
+    "com.microsoft.RotaryEmbedding": _rotary,
+    "com.microsoft.DynamicQuantizeLSTM": _recurrent,
 }
