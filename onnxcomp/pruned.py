@@ -45,22 +45,23 @@ def pruned(search: Search, simplified: Trial) -> Iterator[Trial]:
 
 
 def combined(search: Search, built: Mapping[str, Variant]) -> Iterator[Trial]:
-    """Yields models that are pruned and quantized: the most of both that stays inside the limit.
+    """Yields models that are pruned and quantized: the most pruned, in the fastest way that was good by itself.
 
     Args:
         search: The search, after it has tried both by themselves.
         built: The ways to quantize that were tried, by the label of the candidate.
     """
-    by_label = {trial.label: trial for trial in search.trials}
-    smaller = [trial for trial in search.trials if _is_pruned(trial) and not trial.rejected]
-    good = [v for label, v in built.items() if not by_label[label].rejected]
-    if not good:
+    possible = [trial for trial in search.trials if not trial.rejected]
+    smaller = sorted(filter(_is_pruned, possible), key=lambda trial: trial.model.nbytes)
+    if not smaller:
         return
-    # The smallest first; of the ways to quantize the one that comes first in the list.
-    smaller.sort(key=lambda trial: trial.model.nbytes)
+    fast = search.by_speed([trial for trial in possible if trial.label in built])
+    if not fast:
+        return
+    variant = built[fast[0].label]
     for trial in smaller[:COMBINATIONS]:
         prepared = search.prepared(trial)
-        made = search.build(prepared, good[0], f"{trial.label}, {good[0].label}")
+        made = search.build(prepared, variant, f"{trial.label}, {variant.label}")
         if made is not None:
             yield made
             if not made.rejected:

@@ -53,6 +53,9 @@ class FakeSearch:
     def prepared(self, before: Trial) -> Trial:
         return before
 
+    def by_speed(self, trials: Sequence[Trial]) -> list[Trial]:
+        return [found for found in trials if found.label != "slow"]
+
     def build(self, prepared: Trial, variant: Variant, label: str) -> Trial | None:
         self.asked.append(label)
         bad = prepared.model.nbytes < 1000 * (1 - self.both)
@@ -96,7 +99,9 @@ def test_the_smallest_good_one_is_quantized_first(both: float, asked: list[str])
     search: Any = FakeSearch(0.5, both=both)
     list(pruned(search, trial("simplified", 1000)))
     search.trials.append(trial("int8", 250))
-    made = list(combined(search, {"int8": Variant("int8", (("quantize-static", {}),))}))
+    search.trials.append(trial("slow", 250))
+    variants = {name: Variant(name, (("quantize-static", {}),)) for name in ("slow", "int8")}
+    made = list(combined(search, variants))
     assert search.asked == asked
     assert not made[-1].rejected
 
