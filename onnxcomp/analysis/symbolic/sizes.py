@@ -29,11 +29,12 @@ def derived_all(known: Known, node: ir.Node) -> list[Sizes | None]:
     if node.op_type == "Split":
         return parts.split(known, node)
     if node.op_type in {"LSTM", "GRU", "RNN"}:
-        return _recurrent(known, node)
+        return recurrent(known, node)
     return [derived(known, node)]
 
 
-def _recurrent(known: Known, node: ir.Node) -> list[Sizes | None]:
+def recurrent(known: Known, node: ir.Node) -> list[Sizes | None]:
+    """Returns the dimensions of all steps and of the last states of a recurrent layer."""
     shape, hidden = known.sizes(input_at(node, 0)), attribute(node, "hidden_size")
     if shape is None or len(shape) != 3 or not isinstance(hidden, int):
         return []
@@ -71,8 +72,11 @@ def aligned(first: Sizes, second: Sizes) -> Sizes:
 def _matmul(known: Known, node: ir.Node) -> Sizes | None:
     at = 3 if node.op_type == "QLinearMatMul" else 1
     left, right = known.sizes(input_at(node, 0)), known.sizes(input_at(node, at))
-    if not left or not right:
-        return None
+    return multiplied(left, right) if left and right else None
+
+
+def multiplied(left: Sizes, right: Sizes) -> Sizes:
+    """Returns what a product of matrices, or of a vector and matrices, has for dimensions."""
     before = left if len(left) > 1 else (1, *left)
     after = right if len(right) > 1 else (*right, 1)
     rows = (before[-2],) if len(left) > 1 else ()

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 from onnxcomp.analysis.symbolic import dims, sizes, vectors
 from onnxcomp.analysis.symbolic.contents import contents
+from onnxcomp.analysis.symbolic.foreign import DOMAIN, derived_foreign
 from onnxcomp.analysis.symbolic.vectors import INTEGERS, MAX_ITEMS, Vector
 from onnxcomp.ir.ops import constant, standard_op, subgraphs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from onnxcomp.analysis.symbolic.dims import Item
-    from onnxcomp.analysis.symbolic.known import Sizes
+    from onnxcomp.analysis.symbolic.known import Known, Sizes
     from onnxcomp.ir import ir
     from onnxcomp.signature import Shape
 
@@ -57,7 +58,9 @@ class PartialValues:
         for node in graph:
             if standard_op(node) is not None and node.outputs:
                 self._follow_vector(node)
-                self._follow_sizes(node)
+                self._follow_sizes(node, sizes.derived_all)
+            elif node.domain == DOMAIN:
+                self._follow_sizes(node, derived_foreign)
             for inner in subgraphs(node):
                 self.sweep(inner)
 
@@ -75,10 +78,12 @@ class PartialValues:
             return False
         return not shape or not isinstance(shape[0], int) or shape[0] == len(vector.items)
 
-    def _follow_sizes(self, node: ir.Node) -> None:
+    def _follow_sizes(
+        self, node: ir.Node, derive: Callable[[Known, ir.Node], list[Sizes | None]]
+    ) -> None:
         if all(self._is_static(value) for value in node.outputs if value.name):
             return
-        for value, found in zip(node.outputs, sizes.derived_all(self, node), strict=False):
+        for value, found in zip(node.outputs, derive(self, node), strict=False):
             if found is not None and len(found) <= _MAX_RANK:
                 merged = self._merged(value, found, trusted=node.op_type not in _UNTRUSTED)
                 if merged is not None:
