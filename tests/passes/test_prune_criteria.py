@@ -1,90 +1,373 @@
-"""prune-channels: what tells on samples how much a channel matters."""
+"""prune-channels: what tells how much a channel matters."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
-import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from onnxcomp.analysis.channels import Channels
+from onnxcomp.analysis.facts import Facts
+from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.errors import SamplesError
+from onnxcomp.ir import Edit, Model
+from onnxcomp.passbase import Context
 from onnxcomp.pipeline import Pipeline
+from onnxcomp.quant.gram import Gram
+from onnxcomp.runtime import Session
 from onnxcomp_passes.prune.prune_channels import PruneChannels
-from tests.helpers.text import model
+from onnxcomp_passes.prune.support.criteria import CriterionName, layer_adaptive, unit_scores
+from onnxcomp_passes.prune.support.effects import Effects
+from onnxcomp_passes.prune.support.ends import ends_of
+from onnxcomp_passes.prune.support.evidence import measured_costs
+from onnxcomp_passes.prune.support.products import removal_costs, shrunk
+from onnxcomp_passes.prune.support.removal import Removal
+from tests.helpers import text
+from tests.helpers.numbers import seeded_feeds
+from tests.passes.test_shrink_channels import FAMILIES
 
-# Four channels: 0 carries much but hardly anybody listens; 1 carries nothing; 2 and 3 carry the same and are
-# both listened to, so that one can do the other's work.
-NET = """
-    g (float[1, 4, 4, 4] x) => (float[1, 2, 4, 4] y)
-    <float[4, 4, 1, 1] w, float[2, 4, 1, 1] v> { a = Conv (x, w) y = Conv (a, v) }"""
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ALL = get_args(CriterionName)
+WEIGHTS = ("l1", "l2", "std", "median", "scale", "lamp")
+OBSERVED = (
+    "activation",
+    "peak",
+    "apoz",
+    "wanda",
+    "fluctuation",
+    "taylor",
+    "obd",
+    "obs",
+    "measured",
+)
+
+# The hidden channels are the input: [[1, 0, 2], [3, 1, -2]].
+TINY = """g (float[N, 3] x) => (float[N, 2] y)
+    <float[3, 3] a = {1, 0, 0, 0, 1, 0, 0, 0, 1}, float[3, 2] b = {1, 0, 0, 2, 1, 1}> {
+      h = MatMul (x, a)
+      y = MatMul (h, b)
+    }"""
+X = np.asarray([[1, 0, 2], [3, 1, -2]], np.float32)
 
 
-def net() -> onnx.ModelProto:
-    proto = model(NET)
-    first = np.zeros((4, 4, 1, 1), np.float32)
-    first[0, 0], first[1, 1], first[2, 2], first[3, 2] = 10, 5, 1, 1.01
-    second = np.array([[0.05, 1, 1, 1], [0.05, 1, -1, 2]], np.float32).reshape(2, 4, 1, 1)
-    for tensor, array in zip(proto.graph.initializer, (first, second), strict=True):
-        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    return proto
+def context(graph: str | Model, samples: Sequence[Any] | None = None) -> Context:
+    model = Model.load(text.model(graph)) if isinstance(graph, str) else graph
+    given_samples: Any = samples
+    return Context(model, Edit(model), Facts(model), samples=given_samples, threads=1)
 
 
-def samples() -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    feeds = [rng.normal(size=(1, 4, 4, 4)).astype("f4") for _ in range(8)]
-    for x in feeds:
-        x[:, 1] = 0
-    return [{"x": x} for x in feeds]
+def scored(
+    graph: str, name: Any, samples: Sequence[Any] | None = None, **options: Any
+) -> list[np.ndarray]:
+    ctx = context(graph, samples)
+    found = unit_scores(ctx, ctx.facts.get(Channels()), name, 0, **options)
+    return [found[index] for index in sorted(found)]
 
 
-def removed(criterion: Any, ratio: float) -> list[int]:
-    """The channels that go, seen by what is left of the first weight."""
-    step = PruneChannels(ratio=ratio, criterion=criterion, reconstruct=False)
-    result = Pipeline((step,)).run(net(), samples=samples())
-    found = result.model.graph.initializers["w"].const_value
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("activation", np.asarray([2, 0.5, 2]) / 1.5),
+        ("peak", np.asarray([3, 1, 2]) / 2),
+        ("apoz", np.asarray([2, 1, 2]) * 3 / 5),
+        ("wanda", np.asarray([5**0.5, 2 * 0.5**0.5, 4]) / (5**0.5 + 2**0.5 + 4)),
+        ("obd", np.asarray([5, 2, 8]) / 15),
+        ("fluctuation", np.asarray([1, 1, 8]) / 10),
+        ("taylor", np.asarray([6, 0, 8]) / 14),
+    ],
+)
+def test_what_samples_say(name: str, expected: np.ndarray) -> None:
+    [found] = scored(TINY, name, [{"x": X[:1]}, {"x": X[1:]}])
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("l1", np.asarray([7, 2, 3]) / 4),
+        ("l2", np.asarray([5, 2**0.5, 3]) / (8 + 2**0.5) * 3),
+        ("std", np.asarray([0.5, 1, 1.5]) / 1),
+        ("median", np.asarray([29**0.5 + 5, 29**0.5 + 2**0.5 * 2.5, 0]) / 1),
+        ("lamp", np.asarray([1, 2 / 36, 9 / 34])),
+    ],
+)
+def test_what_weights_say(name: str, expected: np.ndarray) -> None:
+    graph = """g (float[1, 2] x) => (float[1, 1] y)
+        <float[3, 2] a = {3, 4, 1, -1, 0, 3}, float[1, 3] b> {
+          h = Gemm <transB = 1> (x, a)
+          y = Gemm <transB = 1> (h, b)
+        }"""
+    rows = np.asarray([[3, 4], [1, -1], [0, 3]], float)
+    if name == "median":
+        expected = np.asarray([sum(np.linalg.norm(a - b) for b in rows) for a in rows])
+        expected /= expected.mean()
+    [found] = scored(graph, name)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_the_scale_of_a_normalization() -> None:
+    graph = """g (float[1, 1, 2, 2] x) => (float[1, 1, 2, 2] y)
+        <float[3, 1, 1, 1] w, float[3] s = {1, -3, 2}, float[3] o = {0, 0, 0}, float[3] m = {0, 0, 0},
+         float[3] v = {2, 2, 2}, float[1, 3, 1, 1] u> {
+          a = Conv (x, w)
+          n = BatchNormalization (a, s, o, m, v)
+          y = Conv (n, u)
+        }"""
+    [found] = scored(graph, "scale")
+    # Scale, offset, mean and variance are each a number for each channel.
+    assert found.argmax() == 1
+    assert found.argmin() == 0
+
+
+def test_layer_adaptive_magnitudes() -> None:
+    np.testing.assert_allclose(layer_adaptive(np.asarray([9.0, 1, 4])), [1, 1 / 14, 4 / 13])
+    np.testing.assert_allclose(layer_adaptive(np.zeros(2)), [0, 0])
+
+
+def gram(rows: np.ndarray) -> Gram:
+    wide = rows.astype(np.float64)
+    return Gram(wide.T @ wide, wide.sum(axis=0), np.abs(wide).sum(axis=0), len(wide))
+
+
+def test_what_is_twice_there_can_go_once() -> None:
+    rows = np.random.default_rng(0).normal(size=(4000, 3))
+    rows = rows[:, [0, 1, 0, 2]]
+    costs = removal_costs(gram(rows), np.ones((4, 1)), np.arange(4)[:, None])
+    first, second = sorted(costs[[0, 2]])
+    assert first < 0.01
+    # The one that is left does the work of both: twice the weight, four times the power.
+    np.testing.assert_allclose([second, *costs[[1, 3]]], [1, 0.25, 0.25], rtol=0.06)
+
+
+def test_what_the_others_make_up_for() -> None:
+    rows = np.random.default_rng(1).normal(size=(5000, 6))
+    rows = (rows @ np.random.default_rng(2).normal(size=(6, 6))) + 5.0
+    weight = np.random.default_rng(3).normal(size=(6, 4))
+    costs = removal_costs(gram(rows), weight, np.arange(6).reshape(3, 2))
+    # The first one to go costs what a regression on all others with an offset leaves.
+    first = int(costs.argmin())
+    others = [row for row in range(6) if row // 2 != first]
+    known = np.column_stack([rows[:, others], np.ones(len(rows))])
+    lost = rows[:, 2 * first : 2 * first + 2] @ weight[2 * first : 2 * first + 2]
+    rest = lost - known @ np.linalg.lstsq(known, lost, rcond=None)[0]
+    power = ((rows**2).sum(axis=0)[:, None] * weight**2).sum()
+    np.testing.assert_allclose(costs[first], (rest**2).sum() / power, rtol=0.05)
+
+
+def test_few_rows_say_nothing_of_what_goes_together() -> None:
+    rng = np.random.default_rng(4)
+    few, many = rng.normal(size=(8, 40)), rng.normal(size=(4000, 2)) @ rng.normal(size=(2, 40))
+    for rows, share in ((few, 0.3), (many, 0.99)):
+        centred = gram(rows).centred
+        made = shrunk(centred, len(rows))
+        beside = ~np.eye(40, dtype=bool)
+        kept = np.abs(made[beside]).sum() / np.abs(centred[beside]).sum()
+        assert (kept < share) == (rows is few)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_closed_gates_do_what_removal_does(family: str) -> None:
+    ctx = context(FAMILIES[family])
+    channels, shapes = ctx.facts.get(Channels()), ctx.facts.get(Shapes())
+    feeds = seeded_feeds(ctx.model.to_proto())
+    effects = Effects.prepare(ctx, ends_of(channels), [feeds])
+    assert effects is not None
+    for index, group in enumerate(channels.groups):
+        if index not in effects.names or group.mixed:
+            continue
+        gone = np.zeros(group.units, bool)
+        gone[::3] = True
+        mark, removal = ctx.edit.mark(), Removal(ctx, shapes)
+        removal.drop(group, gone)
+        removal.apply()
+        with Session.open(ctx.model) as session:
+            made = session.run(feeds)
+        ctx.edit.rollback(mark)
+        wanted = effects.wanted[0]
+        lost = [np.square(made[k] - v).sum() / np.square(v).sum() for k, v in wanted.items()]
+        np.testing.assert_allclose(effects.of(index, gone), np.mean(lost), rtol=1e-3, atol=1e-9)
+
+
+def test_what_the_outputs_lose() -> None:
+    ctx = context(TINY)
+    costs = {0: np.asarray([2.0, 1, 3])}
+    found = measured_costs(ctx, ends_of(ctx.facts.get(Channels())), costs, costs, [{"x": X}])
     assert found is not None
-    left = {float(row[np.abs(row).argmax()]) for row in found.numpy().reshape(-1, 4)}
-    names = {10.0: 0, 5.0: 1, 1.0: 2, float(np.float32(1.01)): 3}
-    return sorted(set(range(4)) - {names[number] for number in left})
+    np.testing.assert_allclose(found[0], np.asarray([10, 4, 16]) / 14, rtol=1e-6)
 
 
-def test_by_weights_the_smallest_go_whatever_they_carry() -> None:
-    assert removed("l2", 0.5) == [2, 3]
+def test_each_reader_of_a_shared_weight_counts() -> None:
+    graph = """g (float[2, 2] x) => (float[2, 1] y, float[2, 1] z)
+        <float[2, 2] a = {1, 0, 0, 1}, float[2, 2] c = {1, 0, 0, 3}, float[2, 1] b = {1, 1}> {
+          h = MatMul (x, a)
+          y = MatMul (h, b)
+          i = MatMul (x, c)
+          z = MatMul (i, b)
+        }"""
+    [found] = scored(graph, "obd", [{"x": np.ones((2, 2), np.float32)}])
+    np.testing.assert_allclose(found, [1 / 2 + 1 / 10, 1 / 2 + 9 / 10], rtol=1e-6)
 
 
-def test_by_activations_those_that_carry_least() -> None:
-    assert removed("activation", 0.25) == [1]
-    assert removed("activation", 0.5) == [1, 2]
+def test_filters_of_groups_read_channels_of_their_own() -> None:
+    graph = """g (float[1, 1, 1, 2] x) => (float[1, 2, 1, 2] y)
+        <float[4, 1, 1, 1] a = {1, 2, 3, 4}, float[2, 2, 1, 1] b = {1, 2, 3, 1}> {
+          h = Conv (x, a)
+          y = Conv <group = 2> (h, b)
+        }"""
+    [found] = scored(graph, "obd", [{"x": np.ones((1, 1, 1, 2), np.float32)}])
+    # The first channels of both groups go together: 1 * 1 + 9 * 9, and 4 * 4 + 16 * 1.
+    np.testing.assert_allclose(found, np.asarray([82, 32]) / 114, rtol=1e-6)
 
 
-def test_by_products_those_that_nobody_listens_to_as_well() -> None:
-    assert removed("wanda", 0.5) == [0, 1]
-    assert removed("auto", 0.5) == [0, 1]
+@pytest.mark.parametrize(
+    "family", ["lstm", "gru", "attention", "depthwise", "grouped", "flattened"]
+)
+@pytest.mark.parametrize("name", ["wanda", "obd", "taylor", "obs", "measured", "confidence"])
+def test_everything_that_ends_is_seen(family: str, name: str) -> None:
+    ctx = context(FAMILIES[family])
+    feeds = [seeded_feeds(ctx.model.to_proto(), variant) for variant in range(4)]
+    ctx = context(FAMILIES[family], feeds)
+    found = unit_scores(ctx, ctx.facts.get(Channels()), name, 0)  # type: ignore[arg-type]
+    assert "PRN106" not in {said.code for said in ctx.diagnostics}
+    assert all(np.ptp(costs) > 0 for costs in found.values())
 
 
-def test_with_making_up_those_that_others_can_stand_in_for() -> None:
-    assert removed("obs", 0.5) in ([1, 2], [1, 3])
+def test_the_recurrence_of_an_lstm_counts() -> None:
+    graph = FAMILIES["lstm"]
+    ctx = context(graph)
+    places = ends_of(ctx.facts.get(Channels()))
+    read = {end.other[0].name for ends in places.values() for end in ends}
+    assert {"r", "v"} <= read
 
 
-@pytest.mark.parametrize("criterion", ["activation", "wanda", "obs"])
-def test_they_need_samples(criterion: Any) -> None:
-    step = PruneChannels(ratio=0.5, criterion=criterion)
-    with pytest.raises(SamplesError, match=f"the criterion {criterion} looks at samples"):
-        Pipeline((step,)).run(net())
+BROKEN = """g (float[2, 3] x) => (float[2, 2] y, float[2, 2] z)
+    <float[3, 3] a = {1, 0, 0, 0, 2, 0, 0, 0, 3}, float[3, 2] b = {1, 0, 0, 2, 1, 1},
+     float[3, 3] c = {1, 0, 0, 0, 1, 0, 0, 0, 1}, float[3, 2] d = {1, 0, 0, 2, 1, 1}> {
+      h = MatMul (x, a)
+      l = Log (h)
+      y = MatMul (l, b)
+      i = MatMul (x, c)
+      z = MatMul (i, d)
+    }"""
 
 
-def test_the_better_way_to_spread_is_taken() -> None:
-    def decibels(spread: Any) -> float:
-        step = PruneChannels(ratio=0.5, spread=spread)
-        text = """
-            g (float[1, 4, 4, 4] x) => (float[1, 4, 4, 4] y)
-            <float[16, 4, 1, 1] a, float[8, 16, 1, 1] b, float[4, 8, 1, 1] c> {
-              d = Conv (x, a) e = Relu (d) f = Conv (e, b) h = Relu (f) y = Conv (h, c) }"""
-        rng = np.random.default_rng(1)
-        feeds = [{"x": rng.normal(size=(1, 4, 4, 4)).astype("f4")} for _ in range(12)]
-        result = Pipeline((step,)).run(model(text), samples=feeds)
-        (note,) = [d.message for d in result.diagnostics if d.code == "PRN104"]
-        return float(note.split(", ")[1].split()[0])
+def both(ctx: Context, name: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the channels that become NaN, and of the others."""
+    channels = ctx.facts.get(Channels())
+    found = unit_scores(ctx, channels, name, 0)
+    first = next(
+        index
+        for index, group in enumerate(channels.groups)
+        if any(member.value.name == "a" for member in group.members)
+    )
+    return found[first], found[1 - first]
 
-    assert decibels("auto") == max(decibels("uniform"), decibels("global"))
+
+@pytest.mark.parametrize("name", [name for name in ALL if name != "random"])
+def test_channels_that_are_not_numbers(name: str) -> None:
+    ctx = context(BROKEN, [{"x": X}])
+    broken, sound = both(ctx, name)
+    assert np.isfinite(broken).all()
+    assert np.isfinite(sound).all()
+    if name in {"auto", *OBSERVED, "confidence"}:
+        assert [said.code for said in ctx.diagnostics if said.code == "PRN106"] == ["PRN106"]
+        assert broken.argmin() == 0
+
+
+def test_weights_stand_in_on_the_same_scale() -> None:
+    ctx = context(BROKEN, [{"x": X}])
+    broken, sound = both(ctx, "obd")
+    np.testing.assert_allclose(broken, np.asarray([1, 4, 9]) / 14, rtol=1e-6)
+    np.testing.assert_allclose(sound, np.asarray([5, 2, 8]) / 15, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*OBSERVED, "confidence"])
+def test_without_samples_there_is_nothing_to_look_at(name: str) -> None:
+    with pytest.raises(SamplesError, match=name):
+        scored(TINY, name)
+    with pytest.raises(SamplesError, match=name):
+        scored(TINY, name, [])
+
+
+def test_what_auto_is() -> None:
+    samples = [{"x": X}]
+    np.testing.assert_array_equal(scored(TINY, "auto"), scored(TINY, "l2"))
+    np.testing.assert_array_equal(scored(TINY, "auto", samples), scored(TINY, "obs", samples))
+    np.testing.assert_array_equal(
+        scored(TINY, "auto", samples, fitted=False), scored(TINY, "taylor", samples)
+    )
+
+
+def test_confidence_says_what_it_trusts() -> None:
+    ctx = context(TINY, [{"x": X}])
+    unit_scores(ctx, ctx.facts.get(Channels()), "confidence", 0)
+    [said] = [said.message for said in ctx.diagnostics if said.code == "PRN107"]
+    assert "obd" in said
+    assert "obs" in said
+
+
+def chain(order: Sequence[int], factor: float = 1.0, seed: int = 0) -> tuple[str, list[Any]]:
+    rng = np.random.default_rng(seed)
+    first = rng.normal(size=(6, 4)).astype("f4")[list(order)] * factor
+    bias = rng.normal(size=6).astype("f4")[list(order)] * factor
+    second = rng.normal(size=(3, 6)).astype("f4")[:, list(order)] / factor
+
+    def listed(numbers: np.ndarray) -> str:
+        return "{" + ", ".join(f"{number:.9g}" for number in numbers.reshape(-1)) + "}"
+
+    graph = f"""g (float[16, 4] x) => (float[16, 3] y)
+        <float[6, 4] a = {listed(first)}, float[6] c = {listed(bias)}, float[3, 6] b = {listed(second)}> {{
+          h = Gemm <transB = 1> (x, a, c)
+          r = Relu (h)
+          y = Gemm <transB = 1> (r, b)
+        }}"""
+    samples = [{"x": rng.normal(size=(16, 4)).astype("f4")} for _ in range(8)]
+    return graph, samples
+
+
+@settings(max_examples=25)
+@given(
+    st.permutations(range(6)),
+    st.sampled_from([name for name in (*WEIGHTS, *OBSERVED) if name != "scale"]),
+    st.integers(0, 5),
+)
+def test_channels_in_another_order_get_the_same_scores(
+    order: list[int], name: str, seed: int
+) -> None:
+    graph, samples = chain(range(6), seed=seed)
+    [before] = scored(graph, name, samples)
+    [after] = scored(chain(order, seed=seed)[0], name, samples)
+    np.testing.assert_allclose(after, before[order], rtol=1e-3, atol=1e-6)
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from([0.25, 2.0, 64.0]),
+    st.sampled_from([name for name in (*WEIGHTS, *OBSERVED) if name != "scale"]),
+)
+def test_the_unit_of_measure_does_not_matter(factor: float, name: str) -> None:
+    graph, samples = chain(range(6))
+    [before] = scored(graph, name, samples)
+    [after] = scored(chain(range(6), factor)[0], name, samples)
+    np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-6)
+
+
+def test_costs_are_shares() -> None:
+    graph, samples = chain(range(6))
+    for name in ("wanda", "obd", "fluctuation"):
+        np.testing.assert_allclose(scored(graph, name, samples)[0].sum(), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_criterion_prunes(name: Any) -> None:
+    graph, samples = chain(range(6))
+    result = Pipeline((PruneChannels(ratio=0.5, criterion=name, multiple=1),)).run(
+        Model.load(text.model(graph)), samples=samples, threads=1
+    )
+    assert result.outcomes[0].stats["channels removed"] == 3
+    assert name in (PruneChannels.option_help()["criterion"])

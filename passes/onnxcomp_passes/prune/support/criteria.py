@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -69,7 +69,8 @@ def unit_scores(
         name = "l2" if ctx.samples is None else "obs" if fitted else "taylor"
     groups = dict(enumerate(channels.groups))
     if name not in _OBSERVED:
-        return {i: scores(channels, group, name, (seed, i)) for i, group in groups.items()}
+        weighed = cast("Criterion", name)
+        return {i: scores(channels, group, weighed, (seed, i)) for i, group in groups.items()}
     samples = list(islice(ctx.samples or (), _SAMPLES))
     if not samples:
         raise SamplesError(
@@ -79,7 +80,7 @@ def unit_scores(
         found, ends = _measured(ctx, channels, samples, name, seed)
     else:
         observation = Observation.make(ctx, channels, samples)
-        found, ends = observation.costs(name), observation
+        found, ends = observation.costs(cast("Observed", name)), observation
     return _completed(ctx, channels, found, ends, carried=name in CARRIED)
 
 
@@ -92,7 +93,7 @@ def _measured(
     held_out = samples[_HELD_OUT - 1 :: _HELD_OUT] if apart else samples
     observation = Observation.make(ctx, channels, seen)
     if name == "confidence":
-        opinions = {adviser: observation.costs(adviser) for adviser in _ADVISERS}
+        opinions = {str(adviser): observation.costs(adviser) for adviser in _ADVISERS}
         agreed = agreement(ctx, observation.ends, opinions, held_out, seed)
         if agreed is not None:
             weights = sorted(agreed[1].items(), key=lambda item: -item[1])
