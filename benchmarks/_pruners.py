@@ -1,0 +1,79 @@
+"""Ours and the other pruners as programs with one way to call them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from _common import HERE, Child, onnxcomp_command, run_child
+
+ONNXSIM, TORCH = HERE / "_onnxsim_pruning.py", HERE / "_torch_pruning.py"
+# Threads of numeric libraries would make times of one depend on what else runs.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+TIMEOUT = 900.0
+
+
+@dataclass
+class Made:
+    """What became of a tool on a model."""
+
+    failure: str = ""
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    note: str = ""
+
+
+def made_before(out: Path) -> Made | None:
+    """What an earlier run knows of a file, None when it has to be made."""
+    record = out.with_suffix(".json")
+    if not record.exists():
+        return None
+    made = Made(**json.loads(record.read_text()))
+    return made if made.failure or out.exists() else None
+
+
+def make(command: Sequence[str | Path], out: Path, *, keep: bool, watch: float = 0) -> Made:
+    """Runs a program that writes `out`; with `keep`, what an earlier run wrote is good enough."""
+    if keep and (known := made_before(out)) is not None:
+        return known
+    record = out.with_suffix(".json")
+    for old in (out, out.with_name(out.name + ".data")):
+        old.unlink(missing_ok=True)
+    child = run_child(command, timeout=TIMEOUT, env=ONE_THREAD, watch=watch)
+    made = Made(
+        _failure(child, out), child.seconds, child.peak_resident, child.stdout.strip()[-300:]
+    )
+    record.write_text(json.dumps(asdict(made)) + "\n")
+    return made
+
+
+def _failure(child: Child, out: Path) -> str:
+    if child.returncode == 3 and not out.exists():
+        return f"refused: {child.reason}"
+    if child.returncode not in (0, 3):
+        return child.reason or "failed"
+    return "" if out.exists() else "wrote nothing"
+
+
+def ours(python: str, model: Path, out: Path, *options: str | Path) -> list[str | Path]:
+    """`onnxcomp prune channels`."""
+    return onnxcomp_command(
+        python, "prune", "channels", model, "-o", out, "--threads", "1", *options
+    )
+
+
+def optimized(python: str, model: Path, out: Path) -> list[str | Path]:
+    """`onnxcomp optimize`: what we prune starts from that."""
+    return onnxcomp_command(python, "optimize", model, "-o", out)
+
+
+def onnxsim(
+    python: str, model: Path, out: Path, share: float, *flags: str | Path
+) -> list[str | Path]:
+    """onnxsim's structured pruning."""
+    return [python, ONNXSIM, model, out, str(share), *flags]
+
+
+def torch_program(python: str, *arguments: str | Path) -> list[str | Path]:
+    """Torch-Pruning, or the export of a network."""
+    return [python, TORCH, *arguments]
