@@ -39,10 +39,12 @@ class Reader:
     Attributes:
         end: The layer, and where the units are in what it reads.
         shares: [units, outputs] what each unit adds to each output, on average.
+        changes: [units] how much of what each unit adds changes, as a share of the power of the sums of all.
     """
 
     end: End
     shares: Array
+    changes: Array
 
     @property
     def node(self) -> ir.Node:
@@ -79,44 +81,62 @@ def find_readers(
         threads: Threads of the session.
     """
     layers = {end: layer for end in ends if (layer := find_layer(end)) is not None}
-    means = _row_means(model, list(dict.fromkeys(layers.values())), samples, threads)
+    rows = _collect(model, list(dict.fromkeys(layers.values())), samples, threads)
     return {
-        end: Reader(end, _shares(end, layer, means[layer.node]))
+        end: _reader(end, layer, rows[layer.node])
         for end, layer in layers.items()
-        if layer.node in means
+        if layer.node in rows and np.isfinite(rows[layer.node].squares).all()
     }
 
 
-def _row_means(
+@dataclass(eq=False)
+class _Rows:
+    """Sums over what a layer multiplies, as (groups, depth)."""
+
+    total: Array
+    squares: Array
+    count: int = 0
+
+    def add(self, rows: Array) -> None:
+        """Takes in (groups, rows, depth)."""
+        self.total += rows.sum(axis=1, dtype=np.float64)
+        self.squares += np.square(rows, dtype=np.float64).sum(axis=1)
+        self.count += rows.shape[1]
+
+
+def _collect(
     model: Model, layers: Sequence[Layer], samples: Sequence[Mapping[str, Array]], threads: int
-) -> dict[ir.Node, Array]:
-    """Returns the mean of what each layer multiplies, as (groups, depth)."""
+) -> dict[ir.Node, _Rows]:
     fed = {spec.name for spec in model.signature().inputs}
     names = list(dict.fromkeys(layer.source.name or "" for layer in layers))
     tapped = [name for name in names if name not in fed]
-    totals: dict[ir.Node, Array] = {}
-    counts: dict[ir.Node, int] = defaultdict(int)
+    found: dict[ir.Node, _Rows] = {}
     with Session.open(model, threads=threads, outputs=tapped) as session:
         for feeds in samples:
             values = {**feeds, **(session.run(feeds, tapped) if tapped else {})}
             for layer in layers:
                 for rows in layer.rows.pieces(values[layer.source.name or ""], _ROWS):
-                    total = rows.sum(axis=1, dtype=np.float64)
-                    totals[layer.node] = totals.get(layer.node, 0.0) + total
-                    counts[layer.node] += rows.shape[1]
-    return {node: total / counts[node] for node, total in totals.items()}
+                    empty = np.zeros((layer.groups, layer.depth))
+                    found.setdefault(layer.node, _Rows(empty, empty.copy())).add(rows)
+    return {node: rows for node, rows in found.items() if rows.count}
 
 
-def _shares(end: End, layer: Layer, means: Array) -> Array:
+def _reader(end: End, layer: Layer, rows: _Rows) -> Reader:
     weight = layer.read().reshape(layer.groups, layer.depth, layer.outputs).astype(np.float64)
-    size = layer.shape[end.other[1]] * layer.groups
-    taps = layer.groups * layer.depth // size
-    products = (means[..., None] * weight).reshape(layer.groups, -1, taps, layer.outputs).sum(2)
+    means = rows.total / rows.count
+    variances = np.maximum(rows.squares / rows.count - means**2, 0.0)
+    taps = layer.groups * layer.depth // (layer.shape[end.other[1]] * layer.groups)
+    split = (layer.groups, -1, taps, layer.outputs)
+    products = (means[..., None] * weight).reshape(split).sum(2)
+    strengths = np.square(weight).sum(2)
+    changes = (variances * strengths).reshape(*split[:3]).sum(2).reshape(-1)
+    power = float((rows.squares / rows.count * strengths).sum())
     inside = products.shape[1]
-    found = np.zeros((len(end.places), layer.groups, layer.outputs))
+    shares = np.zeros((len(end.places), layer.groups, layer.outputs))
     for unit, places in enumerate(end.places):
-        np.add.at(found[unit], places // inside, products[places // inside, places % inside])
-    return found.reshape(len(end.places), -1)
+        np.add.at(shares[unit], places // inside, products[places // inside, places % inside])
+    each = changes[end.places].sum(axis=1) / max(power, _TINY)
+    return Reader(end, shares.reshape(len(end.places), -1), each)
 
 
 @dataclass(eq=False)

@@ -1,0 +1,262 @@
+"""Replaces feature maps that carry little by what they are on average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import PositiveInt
+from typing_extensions import override
+
+from onnxcomp.analysis.channels import Channels
+from onnxcomp.analysis.shapes import Shapes
+from onnxcomp.compare import Reference
+from onnxcomp.passbase import NeedsSamples, Requirement
+from onnxcomp.quant.recovery import Judge
+from onnxcomp.runtime import Session
+from onnxcomp_passes.prune.support.ablation import Ablation, find_readers, replace_units
+from onnxcomp_passes.prune.support.arithmetic import arithmetic
+from onnxcomp_passes.prune.support.ends import ends_of
+from onnxcomp_passes.prune.support.goals import Goals
+from onnxcomp_passes.prune.support.ranking import Ranking
+from onnxcomp_passes.prune.support.removal import Removal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from onnxcomp.analysis.channels import ChannelMap, Group
+    from onnxcomp.analysis.shapes import ShapeMap
+    from onnxcomp.ir import Model
+    from onnxcomp.passbase import Context
+    from onnxcomp_passes.prune.support.ablation import Reader
+
+Array = np.ndarray[Any, Any]
+# Every fourth sample judges; the others tell what maps are on average.
+_HELD_OUT = 4
+_AVERAGED, _JUDGING = 64, 16
+# Operations that all trials together may take, and how many trials there are at most.
+_EFFORT, _MOST = 1e12, 2048
+_FEWEST_BLOCKS = 4
+# What the outputs may lose when nothing else is asked for: a hundredth of their magnitude.
+_DECIBELS = 40.0
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+class PruneFeatureMaps(Goals):
+    """Replaces feature maps that hardly change by what they are on average, and removes what made them.
+
+    A map that is the same on every sample (because it is dead behind a Relu, or far into saturation) adds
+    the same numbers to what its readers give. These move into their biases, and the map goes with the
+    filters that made it. So nothing is lost by maps that are constant, and little by those that hardly
+    change: other than with `prune-channels`, the rest of the model needs no fitting.
+
+    Which ones go is measured on the outputs: maps that change least before their readers are tried first,
+    a block of each layer at a time. Without a goal, as many go as `least_decibels` allows.
+
+        x -> Conv(64 filters) -> Relu -> Conv(w[128, 64], b)
+        x -> Conv(41 filters) -> Relu -> Conv(w[128, 41], b + w[:, gone] mean)
+
+    An et al., "Fluctuation-based Adaptive Structured Pruning" (2024), replace by the mean too; Molchanov et
+    al., "Pruning Convolutional Neural Networks for Resource Efficient Inference" (2017), compare criteria
+    with what leaving out each map costs.
+    """
+
+    name: ClassVar[str] = "prune-feature-maps"
+    lossless: ClassVar[bool] = False
+    needs: ClassVar[tuple[Requirement, ...]] = (NeedsSamples(),)
+    codes: ClassVar[Mapping[str, str]] = {
+        "PRM101": "No feature map may be replaced: all are tied to inputs, outputs or operators whose output "
+        "has no place for a constant, or all carry more than may be lost.",
+        "PRM102": "Less was removed than asked for: every layer is down to the maps that it keeps, or more "
+        "would take the outputs further from the original's than allowed (`least_decibels`).",
+        "PRM103": "The maps of a layer were left alone, for the reason given.",
+        "PRM104": "Maps of a layer were replaced by what they are on average: how many, and what share of the "
+        "power of the outputs that changes.",
+        "PRM105": "How near the outputs are to the original's on held-out samples.",
+    }
+
+    least_decibels: float | None = None
+    """Keep the outputs at least as near to the original's as this signal-to-noise ratio on held-out samples,
+    in dB; 40 when nothing else is asked for."""
+    keep: PositiveInt = 1
+    """How many maps each layer keeps at least."""
+    normalized: bool = False
+    """Also replace maps that a normalization or softmax runs over, which changes all the others."""
+    skip: tuple[str, ...] = ()
+    """Names of nodes that read maps which stay; `*` stands for anything."""
+    samples: PositiveInt = 128
+    """How many samples to look at; every fourth one judges."""
+
+    @override
+    def run(self, ctx: Context) -> None:
+        shapes, channels = ctx.facts.refresh(Shapes()), ctx.facts.refresh(Channels())
+        samples = list(islice(ctx.samples or (), self.samples))
+        judging = (samples[_HELD_OUT - 1 :: _HELD_OUT] or samples)[:_JUDGING]
+        readers = self._readers(ctx, channels, _without_held_out(samples)[:_AVERAGED])
+        if not readers:
+            ctx.skip("PRM101", "model", "no feature map may be replaced")
+            return
+        ablation = Ablation.prepare(ctx, shapes, readers, judging)
+        with ablation.session:
+            maps = _Maps(ctx, shapes, channels, readers, ablation)
+            ranking = Ranking(maps.scores(len(judging)), dict.fromkeys(readers, self.keep))
+            gone = self._chosen(ctx, maps, ranking)
+            if not any(dead.any() for dead in gone.values()):
+                ctx.skip("PRM101", "model", "every feature map carries more than may be lost")
+                return
+            noises = {i: ablation.noise({i: dead}) for i, dead in gone.items() if dead.any()}
+        before = ctx.model.copy()
+        removal = maps.remove(gone)
+        replace_units(ctx, shapes, removal, readers, gone)
+        for index, noise in noises.items():
+            _tell(ctx, readers[index][0], gone[index], noise)
+        ctx.edit.count("maps removed", sum(int(dead.sum()) for dead in gone.values()))
+        ctx.note("PRM105", None, f"{_decibels(ctx, before, judging):.1f} dB on held-out samples")
+
+    def _readers(
+        self, ctx: Context, channels: ChannelMap, samples: Sequence[Mapping[str, Array]]
+    ) -> dict[int, list[Reader]]:
+        """Returns the layers that read maps, by the index of the group."""
+        ends = ends_of(channels)
+        wanted = [
+            end for each in ends.values() for end in each if end.node.graph is ctx.model.graph
+        ]
+        known = find_readers(ctx.model, wanted, samples, ctx.threads)
+        found: dict[int, list[Reader]] = {}
+        for index, group in enumerate(channels.groups):
+            mine = ends.get(index, [])
+            if not mine:
+                continue
+            readers = [known[end] for end in mine if end in known]
+            names = [end.node.name or end.node.op_type for end in mine]
+            if why := self._reason(group, names, len(readers)):
+                ctx.skip("PRM103", mine[0].node, why)
+            else:
+                found[index] = readers
+        return found
+
+    def _reason(self, group: Group, names: Sequence[str], readers: int) -> str:
+        """Returns why the maps of a layer are left alone."""
+        if group.mixed and not self.normalized:
+            return group.mixed[0]
+        if readers < len(names):
+            return "maps are read by an operator whose output has no place for a constant"
+        if any(fnmatchcase(name, pattern) for name in names for pattern in self.skip):
+            return "its name is among those to skip"
+        return ""
+
+    def _chosen(self, ctx: Context, maps: _Maps, ranking: Ranking) -> dict[int, Array]:
+        """Returns which maps go, by the index of the group."""
+        gauge = self.gauge(ctx)
+        limit = self.least_decibels
+        count, reached = len(ranking), True
+        if self.ratio is not None:
+            count = round(self.ratio * ranking.total)
+            reached = count <= len(ranking)
+        elif gauge is not None:
+            share, reached = gauge.least_share(lambda s: gauge.left(maps.without(ranking.share(s))))
+            count = round(share * ranking.total)
+        elif limit is None:
+            limit = _DECIBELS
+        if limit is not None:
+            allowed = maps.most(ranking, min(count, len(ranking)), 10 ** (-limit / 10))
+            aimed = self.ratio is not None or gauge is not None
+            count, reached = allowed, reached and (allowed >= count or not aimed)
+        if not reached:
+            ctx.warn("PRM102", "model", f"only {min(count, len(ranking))} maps could go")
+        return ranking.first(count)
+
+
+@dataclass(eq=False)
+class _Maps:
+    """The maps of a model, and what it loses without them."""
+
+    ctx: Context
+    shapes: ShapeMap
+    channels: ChannelMap
+    readers: Mapping[int, Sequence[Reader]]
+    ablation: Ablation
+
+    def scores(self, samples: int) -> dict[int, Array]:
+        """Returns what the outputs lose with each map, by the index of the group.
+
+        Maps go in the order in which they change what is behind them, block after block; what a block
+        costs is shared out among its maps.
+        """
+        local = {i: sum(reader.changes for reader in each) for i, each in self.readers.items()}
+        count = self._blocks(samples)
+        found: dict[int, Array] = {}
+        with self.ctx.progress(len(local), "trying the model without maps") as task:
+            for index, changes in local.items():
+                found[index] = self._curve(index, np.asarray(changes), count)
+                task.advance()
+        return found
+
+    def _curve(self, index: int, changes: Array, count: int) -> Array:
+        found = np.zeros(len(changes))
+        gone = np.zeros(len(changes), bool)
+        before = 0.0
+        for block in np.array_split(np.argsort(changes, kind="stable"), min(count, len(changes))):
+            gone[block] = True
+            noise = max(self.ablation.noise({index: gone}), before)
+            shares = changes[block] / max(float(changes[block].sum()), _TINY)
+            found[block] = (noise - before) * shares
+            before = noise
+        return found
+
+    def _blocks(self, samples: int) -> int:
+        """Into how many blocks the maps of a layer are divided."""
+        one = max(arithmetic(self.ctx.model), 1.0) * samples
+        return int(max(min(_EFFORT / one, _MOST) / len(self.readers), _FEWEST_BLOCKS))
+
+    def most(self, ranking: Ranking, count: int, noise: float) -> int:
+        """Returns how many maps may go, of the first so many, until more than that is lost."""
+        if self.ablation.noise(ranking.first(count)) <= noise:
+            return count
+        low, high = 0, count
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self.ablation.noise(ranking.first(middle)) <= noise
+            low, high = (middle, high) if fits else (low, middle)
+        return low
+
+    def remove(self, gone: Mapping[int, Array]) -> Removal:
+        """Removes maps for good."""
+        removal = Removal(self.ctx, self.shapes)
+        for index, dead in gone.items():
+            if dead.any():
+                removal.drop(self.channels.groups[index], dead)
+        removal.apply()
+        return removal
+
+    def without(self, gone: Mapping[int, Array]) -> Model:
+        """Returns a copy of the model without some maps."""
+        mark, stats = self.ctx.edit.mark(), self.ctx.edit.stats.copy()
+        self.remove(gone)
+        copy = self.ctx.model.copy()
+        self.ctx.edit.rollback(mark)
+        self.ctx.edit.stats = stats
+        return copy
+
+
+def _without_held_out(
+    samples: Sequence[Mapping[str, Array]],
+) -> Sequence[Mapping[str, Array]]:
+    rest = [each for index, each in enumerate(samples) if index % _HELD_OUT != _HELD_OUT - 1]
+    return rest or samples
+
+
+def _tell(ctx: Context, reader: Reader, dead: Array, noise: float) -> None:
+    text = f"{int(dead.sum())} of {len(dead)} maps that it reads are gone: {noise:.2g} of the power of the outputs"
+    ctx.note("PRM104", reader.node, text)
+
+
+def _decibels(ctx: Context, before: Model, samples: Sequence[Mapping[str, Array]]) -> float:
+    with Session.open(before, threads=ctx.threads) as session:
+        found = Judge(Reference(session, samples), ctx.threads).decibels(ctx.model)
+    return found if math.isfinite(found) else -math.inf
