@@ -14,7 +14,7 @@ from tests.helpers import text
 from tests.helpers.check import assert_refuses, assert_rewrites, assert_same, assert_unchanged
 from tests.helpers.masks import masked
 
-SHRINK = ShrinkChannels()
+SHRINK = ShrinkChannels(multiple=1)
 
 # Families of architectures: what a masked channel is tied to differs in each.
 FAMILIES = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+from pydantic import PositiveInt
 from typing_extensions import override
 
 from onnxcomp.analysis.channels import Channels
@@ -16,8 +18,8 @@ from onnxcomp_passes.prune.support.folding import add_share
 from onnxcomp_passes.prune.support.leftovers import drop_constant_branches, drop_noops
 from onnxcomp_passes.prune.support.likeness import Fingerprints, Likeness
 from onnxcomp_passes.prune.support.removal import Removal
-from onnxcomp_passes.prune.support.verdicts import Judge
-from onnxcomp_passes.prune.support.weights import is_made_of_constants
+from onnxcomp_passes.prune.support.stored import is_made_of_constants
+from onnxcomp_passes.prune.support.verdicts import Judge, kept_for_kernels
 from onnxcomp_passes.simplify.eliminate_dead import EliminateDead
 from onnxcomp_passes.simplify.fold_constants import FoldConstants
 
@@ -53,17 +55,24 @@ class ShrinkChannels(Pass):
         "or that read a channel; `onnxcomp inspect --channels` shows which channels could go at all."
     }
 
+    multiple: PositiveInt | None = None
+    """What is left of the channels of a Conv is a multiple of this, for which some without effect stay;
+    unless given, what the target's fast kernels take (4 on a CPU: with other numbers of channels a Conv
+    leaves onnxruntime's blocked layout, and is slower with fewer channels than with more). 1 removes all."""
+
     @override
     def run(self, ctx: Context) -> None:
         mark = ctx.edit.mark()
         if _computes_parameters(ctx.model):
             FoldConstants().run(ctx)
-        removed = _shrink(ctx)
+        multiple = self.multiple or ctx.target.alignment
+        removed = _shrink(ctx, multiple)
         tidied = False
         while _tidy(ctx):
             tidied = True
-            removed += _shrink(ctx)
+            removed += _shrink(ctx, multiple)
         if removed:
+            EliminateDead().run(ctx)
             ctx.edit.count("channels removed", removed)
         elif not tidied:
             ctx.edit.rollback(mark)
@@ -80,13 +89,13 @@ def _computes_parameters(model: Model) -> bool:
     )
 
 
-def _shrink(ctx: Context) -> int:
+def _shrink(ctx: Context, multiple: int) -> int:
     """Removes channels until none is left that could go; returns how many went."""
     removed = 0
     prints = Fingerprints()
     for prefer in ("large", "outer", "inner"):
         for _ in range(MAX_ROUNDS):
-            found = _Round(ctx, Channels(prefer), prints)
+            found = _Round(ctx, Channels(prefer), prints, multiple)
             removed += found.removed
             if found.merged:
                 ctx.edit.count("channels merged", found.merged)
@@ -119,8 +128,11 @@ class _Round:
         merged: How many of these live on in others.
     """
 
-    def __init__(self, ctx: Context, question: Channels, prints: Fingerprints) -> None:
+    def __init__(
+        self, ctx: Context, question: Channels, prints: Fingerprints, multiple: int
+    ) -> None:
         self._ctx = ctx
+        self._multiple = multiple
         self._shapes = ctx.facts.refresh(Shapes())
         channels = ctx.facts.refresh(question)
         constancy = Constancy(ctx.model, self._shapes)
@@ -137,13 +149,17 @@ class _Round:
         dead = self._judge.dead(group)
         if dead.all() and self._removal.empties(group):
             dead[0] = False
-        self._removal.drop(group, dead)
-        absorbed = self._judge.absorbed(group, dead)
-        self._removal.drop(group, absorbed)
-        self.merged += int(absorbed.sum())
+        absorbed, plans = self._judge.absorbed(group, dead)
         gone = dead | absorbed
+        spared = kept_for_kernels(group, gone, self._multiple)
+        # What is left for the sake of the kernels need not be merged.
+        order = np.r_[np.flatnonzero(absorbed), np.flatnonzero(dead)]
+        gone[order[:spared]] = False
         if gone.any():
+            self._judge.merge(plans, gone & absorbed)
+            self._removal.drop(group, gone)
             self._judge.fold(group, gone)
+        self.merged += int((gone & absorbed).sum())
         return int(gone.sum())
 
     def _apply(self) -> None:

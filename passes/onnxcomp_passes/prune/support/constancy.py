@@ -11,7 +11,7 @@ from onnxcomp.ir import ir
 from onnxcomp.ir.ops import standard_op, subgraphs
 from onnxcomp_passes.prune.support.constant_rules import RULES, is_known_type
 from onnxcomp_passes.prune.support.relations import Relations
-from onnxcomp_passes.prune.support.weights import weight_of
+from onnxcomp_passes.prune.support.stored import weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcomp.ir.ops import attribute, input_at, producer_of
-from onnxcomp_passes.prune.support.weights import weight_of
+from onnxcomp_passes.prune.support.stored import weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from onnxcomp.ir import ir
 from onnxcomp.ir.ops import array, attribute, input_at, standard_op, subgraphs
 from onnxcomp_passes.prune.support.constant_layers import LAYERS
 from onnxcomp_passes.prune.support.relations import MOVES
-from onnxcomp_passes.prune.support.weights import FLOATS, weight_of
+from onnxcomp_passes.prune.support.stored import FLOATS, weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

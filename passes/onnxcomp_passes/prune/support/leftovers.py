@@ -10,7 +10,7 @@ from onnxcomp.analysis.channels.elementwise import BROADCAST
 from onnxcomp.ir import ir
 from onnxcomp.ir.ops import attribute, constant, input_at, is_op, is_training, standard_op
 from onnxcomp_passes.prune.support.constant_layers import is_padded
-from onnxcomp_passes.prune.support.weights import FLOATS, weight_of
+from onnxcomp_passes.prune.support.stored import FLOATS, weight_of
 from onnxcomp_passes.simplify.support.base import bypass, rewire
 from onnxcomp_passes.simplify.support.dims import same_shape
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxcomp.ir.ops import attribute, constant, input_at, is_op, is_pure, standard_op, subgraphs
 from onnxcomp_passes.prune.support.relations import MOVES, Relations
-from onnxcomp_passes.prune.support.weights import weight_of
+from onnxcomp_passes.prune.support.stored import weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import array, attribute, is_op
+from onnxcomp.ir.ops import array, attribute, constant, is_op
 from onnxcomp_passes.prune.support.folding import share_of, takes_bias
-from onnxcomp_passes.prune.support.weights import weight_of
+from onnxcomp_passes.prune.support.stored import weight_of
 
 if TYPE_CHECKING:
     from onnxcomp.analysis.channels import ChannelMap, Group, Member
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from onnxcomp_passes.prune.support.removal import Removal
 
 Array = np.ndarray[Any, Any]
+# Axes of a weight whose Conv onnxruntime has a blocked layout for.
+_IMAGE = 4
 # Sums over channels in which the weights of two equal channels may be added up.
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 
@@ -146,17 +149,21 @@ class Judge:
             return np.zeros(len(member.positions), bool)
         return _by_unit(~np.isnan(self._constancy.of(*contraction.left)), member)
 
-    def absorbed(self, group: Group, dead: Array) -> Array:
+    def absorbed(self, group: Group, dead: Array) -> tuple[Array, list[_Plan]]:
         """Returns which more units can be merged into others that hold the same, or a multiple.
 
         Args:
             group: The group.
-            dead: [units] What goes anyway, and is marked for removal.
+            dead: [units] What goes anyway.
+
+        Returns:
+            [units] What can go, and how; `merge` does it.
         """
+        none = np.zeros(group.units, bool)
         if not self._may_lose(group):
-            return np.zeros(group.units, bool)
+            return none, []
         able = ~dead & ~self._pins(group)
-        plans: list[tuple[Contraction, Member, Array, _Partners]] = []
+        plans: list[_Plan] = []
         for contraction in self._of(group):
             left = find(group, contraction.left)
             silent = self._is_silent(contraction, group)
@@ -165,16 +172,20 @@ class Judge:
             partners = self._partners(contraction, left.positions[silent].reshape(-1))
             able &= silent | partners.cover(left)
             if not able.any():
-                return able
-            plans.append((contraction, left, silent, partners))
-        if not plans or self._leaves_nothing(group, able):
-            return np.zeros(group.units, bool)
-        for contraction, left, silent, partners in plans:
-            self._merge(contraction, left.positions[able & ~silent].reshape(-1), partners)
-        return able if plans else np.zeros(group.units, bool)
+                return none, []
+            plans.append(_Plan(contraction, left, silent, partners))
+        if not plans or self._leaves_nothing(group, able | dead):
+            return none, []
+        return able, plans
 
-    def _leaves_nothing(self, group: Group, able: Array) -> bool:
-        return bool(able.all()) and self._removal.empties(group)
+    def merge(self, plans: list[_Plan], gone: Array) -> None:
+        """Notes what readers of units that go have to read instead."""
+        for plan in plans:
+            sources = plan.left.positions[gone & ~plan.silent].reshape(-1)
+            self._merge(plan.contraction, sources, plan.partners)
+
+    def _leaves_nothing(self, group: Group, gone: Array) -> bool:
+        return bool(gone.all()) and self._removal.empties(group)
 
     def _partners(self, contraction: Contraction, unneeded: Array) -> _Partners:
         """For each position that a weight reads, another one that holds a multiple of the same."""
@@ -222,6 +233,16 @@ class Judge:
 
 
 @dataclass(frozen=True)
+class _Plan:
+    """How a reader of a group can do without units: which it need not read, and which others it can."""
+
+    contraction: Contraction
+    left: Member
+    silent: Array
+    partners: _Partners
+
+
+@dataclass(frozen=True)
 class _Partners:
     """For each position another that holds the same up to a factor, -1 where there is none."""
 
@@ -261,3 +282,27 @@ def _by_unit(positions: Array, member: Member) -> Array:
         return np.zeros(len(member.positions), bool)
     everywhere: Array = positions[member.positions].all(1)
     return everywhere
+
+
+def kept_for_kernels(group: Group, gone: Array, multiple: int) -> int:
+    """Returns how many units that could go should stay, so that a Conv is left with a multiple."""
+    images = [m.value for m in group.members if _is_filter(m)]
+    if not images or multiple == 1 or not gone.any():
+        return 0
+    spread = max(m.positions.shape[1] for m in group.members if m.value in images)
+    step = multiple // gcd(multiple, spread)
+    left = group.units - int(gone.sum())
+    wanted = -(-left // step) * step
+    return wanted - left if wanted <= group.units else 0
+
+
+def _is_filter(member: Member) -> bool:
+    """Whether an axis is one of the channels of a weight of a Conv over images."""
+    shape = member.value.shape
+    return (
+        member.axis < 2
+        and constant(member.value) is not None
+        and shape is not None
+        and len(shape) == _IMAGE
+        and any(is_op(use.node, "Conv") and use.idx == 1 for use in member.value.uses())
+    )
