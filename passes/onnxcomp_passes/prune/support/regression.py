@@ -1,4 +1,4 @@
-"""Linear layers fitted to outputs: ridge regression on sums, in memory that samples do not add to."""
+"""Linear layers fitted to outputs, and to what becomes of outputs: ridge regression in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,117 +8,278 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
+
+    from onnxcomp_passes.prune.support.bends import Bend
 
     Array = NDArray[np.float64]
 
 # Shares of the mean of the diagonal; what held-out samples like best is taken.
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# Steps towards what is behind the function that follows; each costs two products with the rows.
+_STEPS = 12
+# Inputs that are fitted at once: larger layers are fitted part by part.
+_DEEPEST = 4096
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What a layer reads on one sample and what it should give.
+
+    Attributes:
+        inputs: X (groups, rows, K).
+        wanted: (groups, rows, N) what the sum of the layer and what is added to it should be.
+        aside: (groups, rows, N) what is added to the layer's output; None for nothing.
+    """
+
+    inputs: NDArray[Any]
+    wanted: NDArray[Any]
+    aside: NDArray[Any] | None = None
+
+    def given(self, fit: Fit) -> NDArray[Any]:
+        """Returns the sum that a fit gives."""
+        found: NDArray[Any] = self.inputs @ fit.weight.astype(self.inputs.dtype)
+        if fit.bias is not None:
+            found += fit.bias[:, None, :].astype(found.dtype)
+        if self.aside is not None:
+            found += self.aside
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A weight (groups, K, N) and a bias (groups, N) of a layer; None where it has none."""
+
+    weight: NDArray[Any]
+    bias: NDArray[Any] | None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all numbers are."""
+        return bool(
+            np.isfinite(self.weight).all() and (self.bias is None or np.isfinite(self.bias).all())
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a layer is fitted.
+
+    Attributes:
+        ridge: Penalty, as a share of the mean square of the inputs.
+        steps: Steps towards what is behind the function that follows.
+    """
+
+    ridge: float
+    steps: int = 0
 
 
 @dataclass(eq=False)
-class Sums:
-    """Sums over rows that a layer reads, X (groups, rows, K), and outputs it should give, (groups, rows, N).
+class Problem:
+    """Rows of some samples, and how near a layer comes to what it should give on them.
 
     Attributes:
-        groups: Parts of the layer, each with a weight of its own.
-        inputs: K.
-        outputs: N.
-        count: Rows so far.
+        samples: What there is of each sample.
+        bend: The function that follows; None for none.
     """
 
-    groups: int
-    inputs: int
-    outputs: int
-    count: int = 0
-    _xx: Array = field(init=False)
-    _xy: Array = field(init=False)
-    _x: Array = field(init=False)
-    _y: Array = field(init=False)
-    _yy: Array = field(init=False)
+    samples: Sequence[Rows]
+    bend: Bend | None = None
+    count: int = field(init=False)
 
     def __post_init__(self) -> None:
-        groups, inputs, outputs = self.groups, self.inputs, self.outputs
-        self._xx = np.zeros((groups, inputs, inputs))
-        self._xy = np.zeros((groups, inputs, outputs))
-        self._x, self._y = np.zeros((groups, inputs, 1)), np.zeros((groups, outputs, 1))
-        self._yy = np.zeros(groups)
+        self.count = sum(each.inputs.shape[1] for each in self.samples)
 
-    def add(self, rows: NDArray[Any], wanted: NDArray[Any]) -> None:
-        """Takes in rows and the outputs that they should give."""
-        turned = rows.transpose(0, 2, 1)
-        self._xx += turned @ rows
-        self._xy += turned @ wanted
-        self._x += rows.sum(axis=1, dtype=np.float64)[..., None]
-        self._y += wanted.sum(axis=1, dtype=np.float64)[..., None]
-        self._yy += np.square(wanted, dtype=np.float64).sum(axis=(1, 2))
-        self.count += rows.shape[1]
+    def error(self, fit: Fit) -> float:
+        """Returns the mean square of what is wrong with the outputs."""
+        total = 0.0
+        for each in self.samples:
+            made, wanted = each.given(fit), each.wanted
+            if self.bend is not None:
+                made, wanted = self.bend(made), self.bend(wanted)
+            total += float(np.square(made - wanted).sum(dtype=np.float64))
+        return total / max(self.count, 1)
 
-    def errors(self, weight: NDArray[Any], bias: NDArray[Any] | None) -> Array:
-        """Returns for each group the mean over rows of the squared distance from the wanted outputs.
+    def targets(self, fit: Fit | None) -> Array:
+        """Returns the sums 1^T T and X^T T, as (groups, 1 + K, N), of what the layer alone should give.
 
         Args:
-            weight: (groups, K, N).
-            bias: (groups, N).
+            fit: What it gives now, where that matters: T goes a step from there towards what is behind
+                the bend. None for what was wanted in front of it.
         """
-        wide = weight.astype(np.float64)
-        total = ((self._xx @ wide) * wide).sum(axis=(1, 2)) - 2 * (self._xy * wide).sum(axis=(1, 2))
-        total += self._yy
-        if bias is not None:
-            offset = bias.astype(np.float64)[..., None]
-            given = wide.transpose(0, 2, 1) @ self._x - self._y
-            total += (offset * (2 * given + self.count * offset)).sum(axis=(1, 2))
-        errors: Array = np.maximum(total, 0.0) / max(self.count, 1)
-        return errors
+        total: Any = 0.0
+        for each in self.samples:
+            target = each.wanted
+            if fit is not None and self.bend is not None:
+                made = each.given(fit)
+                target = made + (self.bend(target) - self.bend(made)) / self.bend.slope
+            if each.aside is not None:
+                target = target - each.aside
+            part = each.inputs.transpose(0, 2, 1) @ target
+            sums = target.sum(axis=1, keepdims=True, dtype=np.float64)
+            total = total + np.concatenate([sums, part], axis=1)
+        return np.asarray(total, np.float64)
 
-    def fit(self, start: NDArray[Any], ridge: float, *, biased: bool) -> tuple[Array, Array | None]:
-        """Returns the weight, near to a given one, and the bias that come nearest to the wanted outputs.
+    def part(self, fit: Fit, inputs: slice) -> Problem:
+        """Returns the problem of some inputs alone, given what the others do."""
+        some = []
+        for each in self.samples:
+            rest = each.given(Fit(fit.weight, None))
+            rest -= each.inputs[..., inputs] @ fit.weight[:, inputs].astype(rest.dtype)
+            some.append(Rows(each.inputs[..., inputs], each.wanted, rest))
+        return Problem(some, self.bend)
 
-        Hoerl and Kennard, "Ridge Regression" (1970), with the penalty on the distance from `start`.
+
+class Normal:
+    """The normal equations of a layer: X^T X, kept once for all targets.
+
+    Args:
+        problem: What to fit to.
+        start: What to stay near to.
+    """
+
+    def __init__(self, problem: Problem, start: Fit) -> None:
+        groups, depth, _ = start.weight.shape
+        self.problem = problem
+        self._start = start
+        self._gram = np.zeros((groups, depth, depth))
+        self._means = np.zeros((groups, 1, depth))
+        for each in problem.samples:
+            self._gram += each.inputs.transpose(0, 2, 1) @ each.inputs
+            self._means += each.inputs.sum(axis=1, keepdims=True, dtype=np.float64)
+        self._means /= max(problem.count, 1)
+        if start.bias is not None:
+            self._gram -= problem.count * (self._means.transpose(0, 2, 1) * self._means)
+        self._power = np.trace(self._gram, axis1=1, axis2=2) / max(depth, 1)
+
+    def fit(self, choice: Choice) -> Fit:
+        """Returns what comes nearest to what is wanted.
+
+        Raises:
+            numpy.linalg.LinAlgError: If that cannot be told.
+        """
+        found = self.solve(self.problem.targets(None), choice.ridge)
+        for _ in range(choice.steps):
+            found = self.solve(self.problem.targets(found), choice.ridge)
+        return found
+
+    def solve(self, targets: Array, ridge: float) -> Fit:
+        """Returns the weight, near to the start, and the bias that come nearest to targets.
+
+        Hoerl and Kennard, "Ridge Regression" (1970), with the penalty on the distance from the start.
 
         Args:
-            start: (groups, K, N).
+            targets: From `Problem.targets`.
             ridge: Penalty, as a share of the mean square of the inputs.
-            biased: Whether the layer has a bias.
+
+        Raises:
+            numpy.linalg.LinAlgError: If that cannot be told.
         """
-        near = start.astype(np.float64)
-        left, right = self._xx, self._xy
-        if biased and self.count:
-            left = left - self._x @ self._x.transpose(0, 2, 1) / self.count
-            right = right - self._x @ self._y.transpose(0, 2, 1) / self.count
-        power = np.trace(left, axis1=1, axis2=2) / max(self.inputs, 1)
-        penalty = np.maximum(ridge * power, np.finfo(np.float64).tiny)
-        gram = left
-        left = gram + penalty[:, None, None] * np.eye(self.inputs)
-        weight = near + np.linalg.solve(left, right - gram @ near)
-        if not biased:
-            return weight, None
-        offset = (self._y - weight.transpose(0, 2, 1) @ self._x) / max(self.count, 1)
-        return weight, offset[..., 0]
+        near = self._start.weight.astype(np.float64)
+        sums, right = targets[:, :1], targets[:, 1:]
+        if self._start.bias is not None:
+            right = right - self._means.transpose(0, 2, 1) @ sums
+        right = right - self._gram @ near
+        weight = near + np.linalg.solve(self._damped(ridge), right)
+        if self._start.bias is None:
+            return Fit(weight, None)
+        bias = sums / max(self.problem.count, 1) - self._means @ weight
+        return Fit(weight, bias[:, 0])
+
+    def _damped(self, ridge: float) -> Array:
+        damped = self._gram.copy()
+        places = np.arange(damped.shape[-1])
+        damped[:, places, places] += np.maximum(ridge * self._power, _TINY)[:, None]
+        return damped
 
 
-def best_fit(
-    sums: Sums, held_out: Sums, weight: NDArray[Any], bias: NDArray[Any] | None
-) -> tuple[Array, Array | None] | None:
-    """Returns weight and bias of which each group comes nearest on held-out rows.
+def best_fit(problem: Problem, held_out: Problem, start: Fit) -> tuple[Fit, Choice] | None:
+    """Returns the fit that comes nearest on held-out rows, and how it was found.
+
+    Where a function follows, what is fitted is what is behind it: below the threshold of a ReLU, any number
+    will do. Each step solves least squares for targets that lie on the way, T = P + (f(Y) - f(P)) / L with
+    L the steepest slope of f, which never raises the matching loss of f (Auer, Herbster and Warmuth,
+    "Exponentially many local minima for single neurons", 1995). Zhang et al., "Accelerating Very Deep
+    Convolutional Networks for Classification and Detection" (2015), fit through ReLU in another way.
+
+    Args:
+        problem: What to fit to; of layers of up to a few thousand inputs.
+        held_out: What judges.
+        start: What there is.
 
     Returns:
         None when nothing is nearer than what there is.
     """
-    least = held_out.errors(weight, bias)
-    best = weight.astype(np.float64)
-    offset = None if bias is None else bias.astype(np.float64)
-    found = False
+    normal = Normal(problem, start)
+    errors: dict[float, float] = {}
+    fits: dict[float, Fit] = {}
+    targets = problem.targets(None)
     for ridge in RIDGES:
         try:
-            new, shift = sums.fit(weight, ridge, biased=bias is not None)
+            fit = normal.solve(targets, ridge)
         except np.linalg.LinAlgError:
             continue
-        errors = held_out.errors(new, shift)
-        better = (errors < least) & np.isfinite(new).all(axis=(1, 2))
-        best = np.where(better[:, None, None], new, best)
-        if offset is not None and shift is not None:
-            offset = np.where(better[:, None], shift, offset)
-        least = np.where(better, errors, least)
-        found |= bool(better.any())
-    return (best, offset) if found else None
+        if fit.is_finite:
+            fits[ridge], errors[ridge] = fit, held_out.error(fit)
+    if not errors:
+        return None
+    ridge = min(errors, key=lambda each: errors[each])
+    found, least, choice = fits[ridge], errors[ridge], Choice(ridge)
+    fit = found
+    for step in range(1, _STEPS + 1 if problem.bend is not None else 0):
+        fit = normal.solve(problem.targets(fit), ridge)
+        error = held_out.error(fit)
+        if error < least:
+            found, least, choice = fit, error, Choice(ridge, step)
+    return (found, choice) if least < held_out.error(start) else None
+
+
+def fit_layer(
+    problem: Problem, held_out: Problem, start: Fit, chosen: Sequence[Choice | None] | None = None
+) -> tuple[Fit, list[Choice | None]]:
+    """Fits a layer of any number of inputs, part by part where there are many.
+
+    Memory is that of the matrices of one part.
+
+    Args:
+        problem: What to fit to.
+        held_out: What judges; of no interest where `chosen` is given.
+        start: What there is.
+        chosen: How each part is fitted, from another call; None for a part that stays.
+
+    Returns:
+        What was found, and how each part was; None for those that stayed.
+    """
+    depth = start.weight.shape[1]
+    count = max(-(-depth // _DEEPEST), 1)
+    edges = np.linspace(0, depth, count + 1).astype(int)
+    found, choices = start, list[Choice | None]()
+    for index in range(count):
+        place = slice(int(edges[index]), int(edges[index + 1]))
+        parts = [problem, held_out]
+        if count > 1:
+            parts = [each.part(found, place) for each in parts]
+        near = Fit(found.weight[:, place], found.bias)
+        if chosen is None:
+            best = best_fit(parts[0], parts[1], near)
+        else:
+            best = _again(parts[0], near, chosen[index])
+        choices.append(None if best is None else best[1])
+        if best is not None:
+            weight = found.weight.astype(np.float64)
+            weight[:, place] = best[0].weight
+            found = Fit(weight, best[0].bias)
+    return found, choices
+
+
+def _again(problem: Problem, start: Fit, choice: Choice | None) -> tuple[Fit, Choice] | None:
+    if choice is None:
+        return None
+    try:
+        fit = Normal(problem, start).fit(choice)
+    except np.linalg.LinAlgError:
+        return None
+    return (fit, choice) if fit.is_finite else None

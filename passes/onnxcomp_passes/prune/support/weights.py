@@ -1,73 +1,98 @@
-"""Weights as the graph uses them: constants, also when they are stored as integers."""
+"""Weights and biases of layers, read and written."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxcomp.ir import ir
-from onnxcomp.ir.ops import array, attribute, constant, input_at, is_pure, producer_of
+from onnxcomp.ir.ops import array, attribute, input_at, is_op, single_use
+from onnxcomp.quant.rounded import put_constant
 
-Array = np.ndarray[Any, Any]
-FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16})
-_DEEPEST = 8
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
+    from onnxcomp.ir import Edit, ir
+    from onnxcomp.quant.readers import Layer
 
-def is_made_of_constants(value: ir.Value, depth: int = 0) -> bool:
-    """Whether a value is computed, from constants alone, other than by dequantizing one."""
-    if constant(value) is not None or weight_of(value) is not None or depth > _DEEPEST:
-        return False
-    node = value.producer()
-    if node is None or not is_pure(node) or not any(v is not None for v in node.inputs):
-        return False
-    return all(
-        v is None or constant(v) is not None or is_made_of_constants(v, depth + 1)
-        for v in node.inputs
-    )
+RECURRENT = ("LSTM", "GRU", "RNN")
 
 
-def weight_of(value: ir.Value | None) -> Array | None:
-    """Returns the numbers of a constant, also one that is dequantized, cast or transposed first."""
-    found = array(value)
-    if found is not None:
-        return found
-    node = producer_of(value, "DequantizeLinear", "Identity", "Cast", "Transpose")
-    if node is None:
-        return None
-    if node.op_type == "DequantizeLinear":
-        return _dequantized(node)
-    inner = weight_of(node.inputs[0])
-    if inner is None or node.op_type == "Identity":
-        return inner
-    if node.op_type == "Transpose":
-        order: tuple[int, ...] = attribute(node, "perm", ())
-        return inner.transpose(order or None) if len(order) in {0, inner.ndim} else None
-    return _cast(node, inner)
+@dataclass(frozen=True, eq=False)
+class Bias:
+    """Where the bias of a layer is, and what it is; a layer that may have one has zeros.
+
+    Attributes:
+        node: The node that adds it: the layer's own, or an Add behind a MatMul.
+        index: Which input of it.
+        numbers: One for each output.
+        shape: Shape of the constant; None when there is none yet.
+        rest: What stands behind the numbers in each row of the constant; None for nothing.
+    """
+
+    node: ir.Node
+    index: int
+    numbers: NDArray[np.float32]
+    shape: tuple[int, ...] | None
+    rest: NDArray[np.float32] | None = None
+
+    def write(self, edit: Edit, new: NDArray[Any]) -> None:
+        """Gives the layer another bias, which nobody else reads."""
+        leading = (self.shape or (1,))[:-1]
+        numbers = new.astype(np.float32).reshape(*leading, -1)
+        if self.rest is not None:
+            numbers = np.concatenate([numbers, self.rest], axis=-1)
+        put_constant(edit, self.node, self.index, numbers)
 
 
-def _cast(node: ir.Node, inner: Array) -> Array | None:
-    """Only between types of floating point, where nothing wraps around."""
-    kinds = {kind.value: kind.numpy() for kind in FLOATS}
-    kind = kinds.get(attribute(node, "to", 0))
-    return None if kind is None or inner.dtype.kind != "f" else inner.astype(kind)
+def put_weight(edit: Edit, layer: Layer, matrix: NDArray[Any]) -> NDArray[np.float32]:
+    """Gives a layer another weight, which nothing else reads; returns it in its own shape."""
+    new = np.ascontiguousarray(layer.from_matrix(matrix).astype(np.float32))
+    maker = layer.weight.producer()
+    put_constant(edit, layer.node, layer.index, new)
+    if maker is not None:
+        edit.remove(maker)
+    return new
 
 
-def _dequantized(node: ir.Node) -> Array | None:
-    """Computes `(x - zero point) * scale`; None for scales of blocks."""
-    stored, scale = array(node.inputs[0]), array(node.inputs[1])
-    given = input_at(node, 2)
-    zero = np.zeros(1, np.float32) if given is None else array(given)
-    if stored is None or scale is None or zero is None or attribute(node, "block_size", 0):
-        return None
-    if scale.ndim > 1 or zero.ndim > 1:
-        return None
-    shape = [1] * stored.ndim
-    if scale.size > 1:
-        axis = attribute(node, "axis", 1)
-        if not -stored.ndim <= axis < stored.ndim or stored.shape[axis] != scale.size:
+def bias_of(layer: Layer) -> Bias | None:
+    """Returns the bias of a layer; None when it has none that can be written."""
+    node, index, size = layer.node, 2, layer.outputs * layer.groups
+    if is_op(node, *RECURRENT):
+        return _recurrent_bias(layer)
+    if is_op(node, "MatMul"):
+        add = single_use(node.outputs[0])
+        if layer.index != 1 or layer.groups != 1:
+            return None  # outputs do not lie along the last axis alone
+        if add is None or not is_op(add, "Add") or add.graph is not node.graph:
             return None
-        shape[axis] = scale.size
-    offset = zero.astype(np.float32).reshape(shape if zero.size > 1 else [1] * stored.ndim)
-    found: Array = (stored.astype(np.float32) - offset) * scale.astype(np.float32).reshape(shape)
-    return found.astype(scale.dtype)
+        node, index = add, 0 if add.inputs[1] is node.outputs[0] else 1
+    elif not is_op(node, "Conv", "ConvTranspose") and not _is_plain_gemm(node):
+        return None
+    value = input_at(node, index)
+    if value is None:
+        free = is_op(node, "Conv", "ConvTranspose", "Gemm")
+        return Bias(node, index, np.zeros(size, np.float32), None) if free else None
+    numbers = array(value)
+    if numbers is None or numbers.dtype != np.float32 or numbers.size not in {1, size}:
+        return None
+    if numbers.shape[-1:] != (numbers.size,):
+        return None  # a scalar, or one number for each row
+    return Bias(node, index, np.broadcast_to(numbers.reshape(-1), (size,)), numbers.shape)
+
+
+def _recurrent_bias(layer: Layer) -> Bias | None:
+    """The biases of the inputs, in front of those of the state: [directions, 2 * outputs]."""
+    numbers, rows = array(input_at(layer.node, 3)), layer.shape[1]
+    if numbers is None or numbers.dtype != np.float32:
+        return None
+    if numbers.shape != (layer.shape[0], 2 * rows):
+        return None
+    own, rest = numbers[:, :rows], numbers[:, rows:]
+    return Bias(layer.node, 3, own.reshape(-1), (layer.shape[0], rows), rest)
+
+
+def _is_plain_gemm(node: ir.Node) -> bool:
+    plain = attribute(node, "alpha", 1.0) == 1.0 == attribute(node, "beta", 1.0)
+    return is_op(node, "Gemm") and plain
