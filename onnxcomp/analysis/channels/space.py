@@ -163,6 +163,7 @@ class Positions:
         self.frozen: dict[int, str] = {}
         self.chosen = False
         self._open: list[Product] = list(space.products)
+        self._mixed = self._mixed_kinds()
         self._heads = _head_kinds(space)
         self._lay_out()
         for take in space.takes:
@@ -257,15 +258,23 @@ class Positions:
         elif self._prefer == "inner":
             best = max(options, key=lambda option: option[2])
         else:
-            sizes = self._space.sizes
+            sizes, mixed = self._space.sizes, self._mixed
             best = max(
-                options, key=lambda option: (not self._is_mixed(option[1]), sizes[option[1]])
+                options,
+                key=lambda option: (self._space.kind(option[1]) not in mixed, sizes[option[1]]),
             )
         return best[0], best[1]
 
-    def _is_mixed(self, axis: int) -> bool:
-        kind = self._space.kind(axis)
-        return any(self._space.kind(mixed) == kind for mixed in self._space.mixed)
+    def _mixed_kinds(self) -> set[int]:
+        """Axes that a normalization runs over, alone or as a factor of what it runs over."""
+        found = {self._space.kind(axis) for axis in self._space.mixed}
+        grown = 0
+        while grown != len(found):
+            grown = len(found)
+            for product in self._space.products:
+                if self._space.kind(product.whole) in found:
+                    found.update(self._space.kind(factor) for factor in product.factors)
+        return found
 
     def _cut(self, product: Product, factor: int) -> None:
         """Ties each position of a factor to the slice of the whole that it stands for."""
