@@ -46,11 +46,7 @@ COLUMNS = [
     "megabytes",
     "note",
 ]
-OURS = {
-    "magnitude": ("--method", "magnitude"),
-    "wanda": ("--method", "wanda", "--spread", "uniform"),
-    "onnxcomp": (),
-}
+OURS = {"magnitude": "method=magnitude", "wanda": "method=wanda spread=uniform", "onnxcomp": ""}
 PEERS = ("onnxsim_magnitude", "onnxsim_wanda", "onnxsim_sparsegpt")
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 WATCH_SECONDS = 0.02
@@ -119,13 +115,14 @@ def _command(
     out: Path,
 ) -> list[str | Path]:
     if tool in PEERS:
-        arguments = [tool, goal, bundle.model, bundle.calibration, out]
+        arguments: list[str | Path] = [tool, goal, bundle.model, bundle.calibration, out]
         return [pythons["onnxsim"][0], Path(__file__), "child", *arguments]
-    share = ["--sparsity", str(_share(goal))] if goal.endswith("%") else ["--pattern", goal]
-    fixed = ["--data", bundle.calibration, "--threads", "1", "--quiet", "-o", out]
-    return onnxcomp_command(
-        chosen.python, "apply", "sparsify", bundle.model, *share, *OURS[tool], *fixed
-    )
+    share = f"sparsity={_share(goal)}" if goal.endswith("%") else f"pattern={goal}"
+    options = " ".join(filter(None, [share, OURS[tool]]))
+    # Weights that a caller might replace are not touched, which the first pass rules out.
+    passes = f"fix-signature,sparsify{{{options}}}"
+    fixed: list[str | Path] = ["--data", bundle.calibration, "--threads", "1", "--quiet", "-o", out]
+    return onnxcomp_command(chosen.python, "run", bundle.model, "--passes", passes, *fixed)
 
 
 def _share(goal: str) -> float:

@@ -158,8 +158,8 @@ def test_every_way_keeps_to_the_pattern(
     inputs, outputs = 4 * parts, outputs * pattern.block
     weight = rng.normal(size=(inputs, outputs))
     rows = rng.normal(size=(50, inputs)) @ rng.normal(size=(inputs, inputs))
-    sums = Moments(inputs, outputs, biased=True)
-    sums.add(rows, rows @ weight)
+    sums = Moments(1, inputs, outputs, biased=True)
+    sums.add(rows[None], (rows @ weight)[None])
     problem = Problem(weight, sums, sums, sparsity, pattern)
     share = pattern.share(sparsity)
     errors = {}

@@ -106,12 +106,13 @@ class Sparsify(Pass):
         else:
             self._fitted(ctx, layers, samples, pattern)
 
+    def _is_skipped(self, layer: Layer) -> bool:
+        names = (layer.name, layer.weight.name or "")
+        return any(fnmatchcase(name, each) for name in names for each in self.skip)
+
     def _layers(self, ctx: Context, pattern: Pattern) -> Iterator[Layer]:
         for layer in gram_readers(ctx.model):
-            names = (layer.name, layer.weight.name or "")
-            if any(fnmatchcase(name, each) for name in names for each in self.skip):
-                continue
-            if not _is_plain(layer):
+            if self._is_skipped(layer) or not (_is_plain(layer) and _is_wide(layer)):
                 continue
             channels = channels_of(layer)
             if pattern.fits(channels, layer.outputs):
@@ -134,12 +135,14 @@ class Sparsify(Pass):
         before = ctx.model.copy()
         own = {layer.name: layer for layer in gram_readers(before)}
         pairs = [(layer, own[layer.name]) for layer in layers]
-        share = dict.fromkeys(own, self.sparsity)
+        share = {layer.name: self.sparsity for layer in layers}
         if self.spread == "cost" and not pattern.width:
             fitted = [s for i, s in enumerate(samples) if i % HELD_OUT != HELD_OUT - 1]
             originals = [was for _, was in pairs]
             share |= shares(before, originals, fitted, self.sparsity, threads=ctx.threads)
         ways = _WAYS if self.method == "auto" else (self.method,)
+        if self.method in {"auto", "alps"}:
+            pairs += [(layer, own[layer.name]) for layer in self._others(ctx, share)]
         walk = SparseWalk(ctx, before, pairs, share, pattern, ways)
         mark = ctx.edit.mark()
         with Session.open(before, threads=ctx.threads) as session:
@@ -164,6 +167,12 @@ class Sparsify(Pass):
             ctx.note("SPA102", None, _summary(walk.settled, found, plain))
         else:
             ctx.skip("SPA103", None, "no weight that can be sparse is used on the samples")
+
+    def _others(self, ctx: Context, chosen: Mapping[str, float]) -> Iterator[Layer]:
+        """Layers that get no zeros and can make up for those that others have."""
+        for layer in gram_readers(ctx.model):
+            if layer.name not in chosen and not self._is_skipped(layer) and _is_plain(layer):
+                yield layer
 
 
 _WAYS: tuple[Way, ...] = ("magnitude", "wanda", "sparsegpt", "alps")
@@ -191,9 +200,13 @@ def _decibels(noise: float) -> float:
 
 def _is_plain(layer: Layer) -> bool:
     tensor = constant(layer.weight)
-    if tensor is None or tensor.size < _SMALLEST or layer.depth > _DEEPEST or layer.is_shared:
+    if tensor is None or layer.depth > _DEEPEST or layer.is_shared:
         return False
     array = tensor.numpy()
+    return array.dtype in (np.float32, np.float16) and bool(np.isfinite(array).all())
+
+
+def _is_wide(layer: Layer) -> bool:
+    """Whether an output sums over enough to do without a part: not so in a depthwise Conv."""
     depthwise = layer.groups > 1 and layer.outputs == 1
-    known = array.dtype in (np.float32, np.float16)
-    return known and not depthwise and bool(np.isfinite(array).all())
+    return not depthwise and layer.depth * layer.outputs * layer.groups >= _SMALLEST

@@ -32,6 +32,8 @@ _EXACT = 1e-9
 # Samples that are looked at, and what a curve is drawn from.
 _SAMPLES = 8
 _COLUMNS, _WIDEST = 128, 1024
+# How much of a change is made: noise that is small adds up.
+_PART = 0.1
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -102,9 +104,10 @@ def noises(
             expected = session.run(feeds)
             for layer in layers:
                 if layer.name in names:
-                    weight = _stored(layer, changed[layer.name])
-                    made = session.run({**feeds, names[layer.name]: weight})
-                    total[layer.name] += _distance(expected, made)
+                    weight = layer.read()
+                    weight = weight + _PART * (changed[layer.name].reshape(weight.shape) - weight)
+                    made = session.run({**feeds, names[layer.name]: _stored(layer, weight)})
+                    total[layer.name] += _distance(expected, made) / _PART**2
     return total
 
 
@@ -174,8 +177,8 @@ def _curve(layer: Layer, gram: Gram, sparsity: float, levels: NDArray[Any]) -> N
             found = _zeroed(some, matrix, float(level), fast=layer.depth > _WIDEST)
             lost = some - found
             total[index] += float(((matrix @ lost) * lost).sum())
-    found: NDArray[np.float64] = np.maximum.accumulate(total[:-1]) / max(total[-1], _TINY)
-    return found
+    curve: NDArray[np.float64] = np.maximum.accumulate(total[:-1]) / max(total[-1], _TINY)
+    return curve
 
 
 def _changed(layer: Layer, gram: Gram, sparsity: float) -> NDArray[np.float64]:

@@ -82,10 +82,10 @@ class Problem:
         """Returns what a way finds that changes no weight that stays."""
         if way == "magnitude":
             return self._judged(way, magnitude(self.weight, self.share, self.pattern))
-        return self._judged(way, wanda(self.weight, self.sums.power, self.share, self.pattern))
+        return self._judged(way, wanda(self.weight, self.sums.power[0], self.share, self.pattern))
 
     def _refitted(self, ways: Collection[Way]) -> list[Found]:
-        gram, cross = self.sums.gram, self.sums.cross
+        gram, cross = self.sums.gram[0], self.sums.cross[0]
         damped = [_damped(gram, cross, self.weight, damping) for damping in _DAMPINGS]
         systems = [each for each in damped if each is not None]
         if not systems:
@@ -112,9 +112,9 @@ class Problem:
         return found.astype(np.float64)
 
     def _judged(self, way: Way, weight: Array) -> Found:
-        bias = self.sums.bias(weight) if self.sums.biased else None
-        error = self.judge.error(weight, bias) if np.isfinite(weight).all() else np.inf
-        return Found(way, weight, bias, error)
+        bias = self.sums.bias(weight)
+        error = float(self.judge.errors(weight[None], bias)[0])
+        return Found(way, weight, None if bias is None else bias[0], error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +128,52 @@ class System:
 
     matrix: Array
     target: Array
+
+
+def refitted(
+    weight: NDArray[Any], bias: NDArray[Any] | None, sums: Moments, judge: Moments
+) -> tuple[Array, Array | None, NDArray[np.bool_]]:
+    """Returns weight and bias of a layer that keeps its zeros to itself, fitted to what it should give.
+
+    Each part takes what is nearest on held-out rows; what it was, if nothing is nearer.
+
+    Args:
+        weight: What it was, (groups, K, N).
+        bias: (groups, N) where the layer has one.
+        sums: What it reads and should give.
+        judge: The same on rows that only decide.
+
+    Returns:
+        The weight, the bias, and which parts changed.
+    """
+    best, offset = weight.astype(np.float64), bias
+    least = judge.errors(best, bias)
+    changed = np.zeros(len(weight), np.bool_)
+    for damping in (*_DAMPINGS, np.inf):
+        new = best if np.isinf(damping) else _all_damped(sums, weight, damping)
+        if new is None:
+            continue
+        moved = sums.bias(new)
+        errors = judge.errors(new, moved)
+        better = errors < least
+        best = np.where(better[:, None, None], new, best)
+        if moved is not None and offset is not None:
+            offset = np.where(better[:, None], moved, offset)
+        least, changed = np.minimum(errors, least), changed | better
+    return best, offset, changed
+
+
+def _all_damped(sums: Moments, weight: NDArray[Any], damping: float) -> Array | None:
+    gram = sums.gram
+    mean = np.trace(gram, axis1=1, axis2=2) / max(sums.inputs, 1)
+    penalty = np.maximum(damping * mean, np.finfo(np.float64).tiny)[:, None, None]
+    near = weight.astype(np.float64)
+    try:
+        step = np.linalg.solve(gram + penalty * np.eye(sums.inputs), sums.cross - gram @ near)
+    except np.linalg.LinAlgError:
+        return None
+    found: Array = near + step
+    return found
 
 
 def _damped(gram: Array, cross: Array, weight: NDArray[Any], damping: float) -> System | None:

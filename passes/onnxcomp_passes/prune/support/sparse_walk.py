@@ -13,7 +13,7 @@ from onnxcomp.quant.rounded import put_constant
 from onnxcomp.quant.segments import Walk, constant_nodes, split
 from onnxcomp_passes.prune.support.moments import Moments
 from onnxcomp_passes.prune.support.reconstruction import bias_of
-from onnxcomp_passes.prune.support.sparse_fit import Problem
+from onnxcomp_passes.prune.support.sparse_fit import Problem, refitted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -61,7 +61,7 @@ class SparseWalk:
         ctx: The pass.
         before: The model before.
         pairs: Layers, each with what it was in `before`.
-        shares: Share of zeros by name of layer.
+        shares: Share of zeros by name of layer; layers without are fitted to make up for the others.
         pattern: Where zeros may be.
         ways: How they may be chosen.
     """
@@ -103,12 +103,24 @@ class SparseWalk:
         sums = self._sums(walks, layer, was)
         if sums is None:
             return
+        if layer.name in self.shares:
+            self._sparsify(layer, *sums)
+            return
+        bias = bias_of(layer)
+        start = None if bias is None else bias.numbers.reshape(layer.groups, layer.outputs)
+        weight, offset, changed = refitted(_parts(layer), start, *sums)
+        if changed.any():
+            _put(self.ctx.edit, layer, weight)
+            if bias is not None and offset is not None:
+                bias.write(self.ctx.edit, offset.reshape(-1))
+
+    def _sparsify(self, layer: Layer, fitted: Moments, judge: Moments) -> None:
         order = row_order(layer, self.pattern)
         weight = _parts(layer)[:, order]
         share = self.shares[layer.name]
         problems = [
-            Problem(part, fitted, judge, share, self.pattern)
-            for part, fitted, judge in zip(weight, *sums, strict=True)
+            Problem(part, fitted.part(index), judge.part(index), share, self.pattern)
+            for index, part in enumerate(weight)
         ]
         found = [problem.best(self.ways) for problem in problems]
         new = np.empty(weight.shape)
@@ -119,35 +131,34 @@ class SparseWalk:
             shift = [np.zeros(0) if each.bias is None else each.bias for each in found]
             bias.write(self.ctx.edit, np.concatenate(shift))
         plain = [problem.found("magnitude").error for problem in problems]
-        power = [each.judge.output_power for each in problems]
-        self.settled.append(Settled(layer.name, found, plain, power))
+        self.settled.append(Settled(layer.name, found, plain, [*judge.output_power]))
 
     def _sums(
         self, walks: Sequence[Walk], layer: Layer, was: Layer
-    ) -> tuple[list[Moments], list[Moments]] | None:
-        """Sums of rows that fit and of rows that judge, for each part of the weight."""
-        bias, order = bias_of(was), row_order(layer, self.pattern)
+    ) -> tuple[Moments, Moments] | None:
+        """Sums of rows that fit and of rows that judge."""
+        bias, order = bias_of(was), None
+        if layer.name in self.shares:
+            order = row_order(layer, self.pattern)
+        size = (layer.groups, layer.depth, layer.outputs, bias is not None)
+        both = Moments(*size), Moments(*size)
         weight = _parts(was)
-        size = (layer.depth, layer.outputs, bias is not None)
-        both = (
-            [Moments(*size) for _ in range(layer.groups)],
-            [Moments(*size) for _ in range(layer.groups)],
-        )
-        offset = None if bias is None else bias.numbers.reshape(layer.groups, layer.outputs)
+        offset = 0.0 if bias is None else bias.numbers.reshape(layer.groups, 1, layer.outputs)
         for index, now, then in _sources(walks, layer, was):
             into = both[index % HELD_OUT == HELD_OUT - 1]
             for rows, original in zip(_rows(layer, now), _rows(was, then), strict=True):
-                for part, moments in enumerate(into):
-                    wanted = original[part] @ weight[part]
-                    if offset is not None:
-                        wanted += offset[part]
-                    moments.add(rows[part][:, order], wanted)
-        if not both[0][0].count or not both[1][0].count:
-            return None
-        return both
+                into.add(rows if order is None else rows[..., order], original @ weight + offset)
+        return both if both[0].count and both[1].count else None
 
 
 def put_sparse(edit: Edit, layer: Layer, matrix: NDArray[Any]) -> None:
+    """Gives a layer a weight with zeros."""
+    new = _put(edit, layer, matrix)
+    edit.count("weights sparse")
+    edit.count("zeros", int((new == 0).sum()))
+
+
+def _put(edit: Edit, layer: Layer, matrix: NDArray[Any]) -> NDArray[Any]:
     """Gives a layer another weight, which nothing else reads, in the type that it had."""
     tensor, maker = constant(layer.weight), layer.weight.producer()
     dtype = np.float32 if tensor is None else tensor.dtype.numpy()
@@ -155,8 +166,7 @@ def put_sparse(edit: Edit, layer: Layer, matrix: NDArray[Any]) -> None:
     put_constant(edit, layer.node, layer.index, new)
     if maker is not None:
         edit.remove(maker)
-    edit.count("weights sparse")
-    edit.count("zeros", int((new == 0).sum()))
+    return new
 
 
 def row_order(layer: Layer, pattern: Pattern) -> NDArray[np.intp]:
