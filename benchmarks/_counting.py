@@ -87,11 +87,11 @@ def arithmetic(ran: dict[str, Any]) -> float:
     rule = _RULES.get(ran["op_name"])
     if rule is None:
         return 0.0
-    inputs, outputs = (
+    shapes: list[list[Dims]] = [
         [next(iter(each.values()), []) for each in ran[key]]
         for key in ("input_type_shape", "output_type_shape")
-    )
-    return 2.0 * rule(inputs, outputs)
+    ]
+    return 2.0 * rule(*shapes)
 
 
 def _conv(inputs: list[Dims], outputs: list[Dims]) -> int:

@@ -1,6 +1,7 @@
 """A network whose layers are in the branches of an If: no exporter is needed for it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ def conv_in_if(share: float, out: Path) -> None:
         return numpy_helper.from_array(drawn.astype(np.float32), name)
 
     def branch(name: str) -> onnx.GraphProto:
-        same = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+        same: dict[str, Any] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
         nodes = [
             helper.make_node("Conv", ["stem", f"{name}_a"], [f"{name}_x"], **same),
             helper.make_node("Relu", [f"{name}_x"], [f"{name}_y"]),

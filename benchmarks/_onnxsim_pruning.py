@@ -1,46 +1,84 @@
 """onnxsim's structured pruning; a program, for the interpreter that has it.
 
-    python _onnxsim_pruning.py MODEL.onnx OUT.onnx SHARE [--simplify] [--heads] [--finetune FEEDS.npz]
+    python _onnxsim_pruning.py MODEL.onnx OUT.onnx SHARE [--simplify] [--heads]
+                               [--calibrate DATA.npz] [--feeds FEEDS.npz]
 
-`--simplify` folds and fuses first, `--heads` removes whole heads too, `--finetune` fits what is left.
+`--simplify` folds and fuses first, `--heads` removes whole heads too, `--calibrate` ranks by Wanda and fits
+what is left. With `--feeds`, SHARE is that of the arithmetic to remove and the sparsity is looked for,
+otherwise it is the sparsity.
 """
 
 import sys
 from pathlib import Path
 
 import onnx
+import onnxsim
+from _common import Feeds
+from _counting import count_arithmetic
+from _models import read_feeds
+
+STEPS = 9
+SAMPLES = 32
 
 
-def pruned(model: onnx.ModelProto, share: float, *, heads: bool) -> onnx.ModelProto:
+def pruned(
+    model: onnx.ModelProto, share: float, *, heads: bool, data: list[Feeds] | None
+) -> onnx.ModelProto:
     """Channels, and heads of attention where they are asked for."""
-    import onnxsim
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    smaller = onnxsim.apply_structured_pruning(copy, sparsity=share, importance_norm="l1")
+    smaller = onnx.ModelProto()
+    smaller.CopyFrom(model)
+    finished: onnx.ModelProto
+    if data is None:
+        smaller = onnxsim.apply_structured_pruning(smaller, sparsity=share, importance_norm="l1")
+        if heads:
+            smaller = onnxsim.apply_attention_head_pruning(smaller, sparsity=share)
+        finished = smaller
+        return finished
+    smaller = onnxsim.apply_structured_wanda_pruning(smaller, calibration_data=data, sparsity=share)
     if heads:
-        smaller = onnxsim.apply_attention_head_pruning(smaller, sparsity=share)
-    return smaller
+        smaller = onnxsim.apply_attention_head_wanda_pruning(
+            smaller, calibration_data=data, sparsity=share
+        )
+    finished = onnxsim.apply_pruning_finetune(model, smaller, calibration_data=data)
+    return finished
 
 
-def prepared(model: Path, *, simplify: bool) -> onnx.ModelProto:
-    import onnxsim
+def at_share(
+    model: onnx.ModelProto, goal: float, feeds: Feeds, out: Path, *, heads: bool
+) -> tuple[float, float]:
+    """The sparsity that removes this share of the arithmetic, as near as halving comes, and the share."""
 
-    proto = onnx.load(str(model))
-    return onnxsim.simplify(proto)[0] if simplify else proto
+    def left(sparsity: float | None) -> float:
+        found = model if sparsity is None else pruned(model, sparsity, heads=heads, data=None)
+        onnx.save(found, str(out))
+        return count_arithmetic(out, feeds)
+
+    whole = left(None)
+    low, high, best = 0.0, 1.0, (0.5, 0.0)
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        gone = 1 - left(middle) / whole
+        if abs(gone - goal) < abs(best[1] - goal):
+            best = (middle, gone)
+        low, high = (low, middle) if gone >= goal else (middle, high)
+    return best
 
 
 def main(arguments: list[str]) -> None:
     model, out, share, *flags = arguments
-    original = prepared(Path(model), simplify="--simplify" in flags)
-    smaller = pruned(original, float(share), heads="--heads" in flags)
-    if "--finetune" in flags:
-        import onnxsim
-        from _models import read_feeds
-
-        feeds = read_feeds(Path(flags[flags.index("--finetune") + 1]))
-        smaller = onnxsim.apply_pruning_finetune(original, smaller, calibration_data=feeds)
-    onnx.save(smaller, out)
+    named = {
+        flag: flags[flags.index(flag) + 1] for flag in ("--calibrate", "--feeds") if flag in flags
+    }
+    original = onnx.load(model)
+    if "--simplify" in flags:
+        original, _ = onnxsim.simplify(original)
+    heads, sparsity = "--heads" in flags, float(share)
+    if "--feeds" in named:
+        feeds = read_feeds(Path(named["--feeds"]))[0]
+        sparsity, gone = at_share(original, sparsity, feeds, Path(out), heads=heads)
+        sys.stdout.write(f"sparsity {sparsity:.4f} removes {gone:.4f}\n")
+    data = read_feeds(Path(named["--calibrate"]))[:SAMPLES] if "--calibrate" in named else None
+    onnx.save(pruned(original, sparsity, heads=heads, data=data), out)
 
 
 if __name__ == "__main__":

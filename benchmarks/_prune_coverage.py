@@ -82,9 +82,9 @@ def _cases(chosen: argparse.Namespace, folder: Path) -> Iterator[tuple[Case, Row
     if names and chosen.torch_python:
         _build_families(chosen, names, folder)
         for name, exporter in itertools.product(names, chosen.exporters):
-            case = _family_case(name, exporter, folder)
-            if case is not None:
-                yield case, _family_references(case)
+            family = _family_case(name, exporter, folder)
+            if family is not None:
+                yield family, _family_references(family)
     if not chosen.models or "conv_in_if" in chosen.models:
         yield _if_case(folder)
 

@@ -1,6 +1,7 @@
 """Ours and the other pruners as programs with one way to call them."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,6 +45,13 @@ def make(command: Sequence[str | Path], out: Path, *, keep: bool, watch: float =
         _failure(child, out), child.seconds, child.peak_resident, child.stdout.strip()[-300:]
     )
     record.write_text(json.dumps(asdict(made)) + "\n")
+    return made
+
+
+def moved(made: Made, source: Path, out: Path) -> Made:
+    """Gives what was made another name."""
+    shutil.copyfile(source, out)
+    out.with_suffix(".json").write_text(json.dumps(asdict(made)) + "\n")
     return made
 
 

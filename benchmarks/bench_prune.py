@@ -17,7 +17,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from _common import RESULTS, parser, say
+from _common import RESULTS, parser
+from _prune_accuracy import PEERS, VARIANTS, accuracy
 from _prune_coverage import coverage
 
 PARTS = ("coverage", "accuracy")
@@ -31,6 +32,8 @@ def main() -> None:
     options.add_argument(
         "--keep-ours", action="store_true", help="do not prune again what is there"
     )
+    options.add_argument("--tools", nargs="+", choices=[*VARIANTS, *PEERS], help="only these")
+    options.add_argument("--rounds", type=int, default=21)
     options.add_argument(
         "--exporters",
         nargs="+",
@@ -48,7 +51,8 @@ def run(chosen: argparse.Namespace) -> None:
     base = chosen.output or RESULTS / "prune.json"
     if "coverage" in chosen.part:
         coverage(chosen, base.with_name(f"{base.stem}_coverage.json"))
-    say("done")
+    if "accuracy" in chosen.part:
+        accuracy(chosen, base.with_name(f"{base.stem}_accuracy.json"))
 
 
 if __name__ == "__main__":
