@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Gram",
+    "checked",
     "collect_cross_grams",
     "collect_grams",
     "gram_readers",
@@ -257,7 +258,7 @@ class _Run:
 def _pieces(rows: Rows, arrays: Feeds, name: str, limit: int) -> Iterator[NDArray[Any]]:
     array = arrays.get(name)
     if isinstance(array, np.ndarray) and array.size:
-        yield from rows.pieces(_checked(array, name), limit)
+        yield from rows.pieces(checked(array, name), limit)
 
 
 def _in_step(
@@ -274,8 +275,12 @@ def _in_step(
         raise SamplesError(f"the tensor {quoted(name)} has another number of rows in the reference")
 
 
-def _checked(array: NDArray[Any], name: str) -> NDArray[Any]:
-    """Returns the tensor in single precision, double where its squares would not fit."""
+def checked(array: NDArray[Any], name: str) -> NDArray[Any]:
+    """Returns the tensor in single precision, double where its squares would not fit.
+
+    Raises:
+        SamplesError: If it is NaN or infinite somewhere.
+    """
     if array.dtype != np.float64:
         array = array.astype(np.float32, copy=False)
     low, high = float(array.min()), float(array.max())

@@ -114,7 +114,7 @@ def test_nothing_to_do_is_said() -> None:
 
 def test_without_samples_it_says_so() -> None:
     result = run(None)
-    assert [d.code for d in result.diagnostics] == ["SPA104"]
+    assert [d.code for d in result.diagnostics] == ["SPA104", "SPA106"]
     assert np.mean(weights(result)["w0"] == 0) == pytest.approx(0.5, abs=0.03)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -14,7 +15,7 @@ from pydantic import Field, PositiveInt, field_validator
 from typing_extensions import override
 
 from onnxcomp.compare import Reference
-from onnxcomp.ir.ops import constant
+from onnxcomp.ir.ops import constant, input_at
 from onnxcomp.passbase import Context, Pass
 from onnxcomp.quant.grams import gram_readers
 from onnxcomp.quant.recovery import Judge
@@ -29,10 +30,12 @@ from onnxcomp_passes.prune.support.sparse_walk import (
     row_order,
 )
 from onnxcomp_passes.prune.support.sparsity import Pattern, magnitude, parse_pattern
+from onnxcomp_passes.quantize.inner import bodies_with_samples, quantize_bodies
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from onnxcomp.ir import ir
     from onnxcomp.quant.readers import Layer
     from onnxcomp_passes.prune.support.sparse_fit import Way
     from onnxcomp_passes.prune.support.sparse_walk import Settled
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 
 Method = Literal["auto", "magnitude", "wanda", "sparsegpt", "alps"]
 _FEWEST = 4
+# Numbers of a weight that tell how well it compresses.
+_LOOKED_AT = 1 << 18
 _SMALLEST = 64
 _DEEPEST = 8192
 
@@ -48,14 +53,17 @@ _DEEPEST = 8192
 class Sparsify(Pass):
     """Sets a share of the weights to zero; shapes stay as they are.
 
-    With samples each layer takes, of three ways to choose zeros, the one whose outputs stay nearest on
-    samples kept back for that: the smallest weights, those whose products are smallest (Wanda), or one
-    after the other with all that follow making up for it (SparseGPT). Biases take out what the mean of
-    the outputs moves.
+    Without samples the smallest weights go. With samples layers are taken in the order in which they run,
+    each with what it then reads and what it gave before. Of the smallest weights, of those whose products
+    are smallest (Wanda), of one input after the other with those behind making up for it (SparseGPT), and
+    of zeros chosen for the layer as a whole with all that stays fitted to them (ALPS), each layer takes what
+    is nearest on samples kept back for that; biases, and layers that get no zeros, make up for the rest.
+    Where zeros cost the model's outputs less, there are more.
 
-    Zeros make a file smaller once it is compressed, and are what some processors want (2:4 for NVIDIA's
-    tensor cores). onnxruntime's kernels for processors do not skip zeros: no time is saved there. To
-    save time, remove channels (`prune-channels`).
+    Zeros make a file smaller once it is compressed, and are what some processors want: 2:4 along input
+    channels is what TensorRT and cuSPARSELt look for. onnxruntime's kernels for processors multiply zeros
+    like other numbers: no time is saved there. To save time, remove channels (`prune-channels`).
+    Quantize after this step: zeros stay zeros.
 
         w = {3, -1, 0.5, 2}     w = {3, 0, 0, 2}     (pattern 2:4)
     """
@@ -69,16 +77,20 @@ class Sparsify(Pass):
         "real samples (--data).",
         "SPA105": "Weights fitted to samples did not bring the outputs nearer than plain zeros, or samples could "
         "not be followed from layer to layer, so the smallest weights were set to zero.",
+        "SPA106": "What zeros are good for where the model will run, and what they do to the size of a file once it "
+        "is compressed.",
+        "SPA107": "No sample came through this body of an If or Loop, so its weights stay as they are.",
     }
 
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of weights that become zero; a pattern like 2:4 has its own."""
     pattern: str = ""
-    """Where zeros may be: anywhere, `2:4` (of four weights of an output two stay), `4x1` (four outputs together)."""
+    """Where zeros may be: anywhere; `2:4`, of four input channels of an output two stay; `4x1`, four outputs (or
+    with `1x4` four input channels) go together."""
     method: Method = "auto"
     """How zeros are chosen; `auto` takes what is best for each layer on held-out samples."""
     spread: Literal["uniform", "cost"] = "cost"
-    """The same share in each layer, or more where it costs less of the layer's output."""
+    """The same share in each layer, or more where it costs the model's outputs less; 2:4 has no choice."""
     skip: tuple[str, ...] = ()
     """Patterns for names of nodes, or of their weights, that stay as they are."""
     samples: PositiveInt = 128
@@ -93,10 +105,18 @@ class Sparsify(Pass):
     @override
     def run(self, ctx: Context) -> None:
         pattern = parse_pattern(self.pattern)
+        bodies = bodies_with_samples(ctx)
         layers = list(self._layers(ctx, pattern))
-        if not layers:
+        if layers:
+            before = _compressed(layer.weight for layer in layers)
+            self._sparsify(ctx, layers, pattern)
+            after = _compressed(input_at(layer.node, layer.index) for layer in layers)
+            ctx.note("SPA106", None, _worth(ctx.target.provider, before, after))
+        elif not bodies:
             ctx.skip("SPA103", None, "there is no weight that can be sparse")
-            return
+        quantize_bodies(ctx, self, bodies, "SPA107")
+
+    def _sparsify(self, ctx: Context, layers: Sequence[Layer], pattern: Pattern) -> None:
         samples = list(islice(ctx.samples or (), self.samples))
         if self.method == "magnitude":
             self._smallest(ctx, layers, pattern)
@@ -192,6 +212,25 @@ def _summary(settled: Sequence[Settled], found: float, plain: float) -> str:
         f"zeros by {ways} parts; outputs at {found:.1f} dB on held-out samples, {plain:.1f} by magnitude "
         f"alone; outputs of layers at {_decibels(noise):.1f} and {_decibels(first):.1f}"
     )
+
+
+def _worth(provider: str, before: int, after: int) -> str:
+    saved = f"once compressed these weights take {after / max(before, 1):.0%} of what they took"
+    if provider != "cpu":
+        return saved
+    return f"{saved}; onnxruntime's kernels for processors multiply zeros too, so no time is saved"
+
+
+def _compressed(weights: Iterable[ir.Value | None]) -> int:
+    """Bytes of weights once compressed, told from the beginning of each."""
+    total = 0.0
+    for weight in weights:
+        tensor = constant(weight)
+        if tensor is not None:
+            data = tensor.numpy().reshape(-1)
+            some = data[:_LOOKED_AT].tobytes()
+            total += len(zlib.compress(some, 1)) * data.nbytes / max(len(some), 1)
+    return round(total)
 
 
 def _decibels(noise: float) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcomp.ir.ops import constant
+from onnxcomp.quant.grams import checked
 from onnxcomp.quant.rounded import put_constant
 from onnxcomp.quant.segments import Walk, constant_nodes, split
 from onnxcomp_passes.prune.support.moments import Moments
@@ -79,6 +80,7 @@ class SparseWalk:
 
         Raises:
             NoTensorError: If a value between two layers is no tensor.
+        SamplesError: If an activation is NaN or infinite.
         """
         now = split(
             self.ctx.model.graph, _ends(self.ctx.model, [new.node for new, _ in self.pairs])
@@ -216,4 +218,4 @@ def _sources(
 
 def _rows(layer: Layer, source: NDArray[Any]) -> Iterator[NDArray[Any]]:
     limit = int(np.clip(_ROWS_PER_COLUMN * layer.depth, _FEW_ROWS, _MANY_ROWS))
-    return layer.rows.pieces(source.astype(np.float32, copy=False), limit)
+    return layer.rows.pieces(checked(source, layer.source.name or ""), limit)
