@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -13,10 +14,17 @@ from typing_extensions import override
 from onnxcomp.analysis.channels import Channels
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp_passes.prune.support.criteria import CriterionName, unit_scores
-from onnxcomp_passes.prune.support.goals import Goals, preferred_multiple
+from onnxcomp_passes.prune.support.goals import Goals, LatencyGauge, preferred_multiple
 from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
-from onnxcomp_passes.prune.support.selection import Candidate, Spread, least_units, select
+from onnxcomp_passes.prune.support.selection import (
+    Candidate,
+    Spread,
+    counts,
+    given_back,
+    least_units,
+    lowest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +32,35 @@ if TYPE_CHECKING:
     from onnxcomp.analysis.channels import ChannelMap, Group
     from onnxcomp.analysis.shapes import ShapeMap
     from onnxcomp.passbase import Context
-    from onnxcomp_passes.prune.support.selection import Array
+    from onnxcomp_passes.prune.support.goals import Gauge
+    from onnxcomp_passes.prune.support.regression import Choice
 
-_SPREADS: tuple[Spread, ...] = ("uniform", "global")
+# Share of its units that a group loses while it is found out what that saves.
+_TRIED = 0.5
+# How often it is tried to give units back where more went than had to.
+_RETURNS = 48
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A way to spread channels, and what came of it.
+
+    Attributes:
+        plan: How many units of each group go.
+        decibels: How near to the original that comes on held-out samples, before and after layers are
+            fitted; None when it was not tried.
+        choices: How the layers were fitted.
+    """
+
+    plan: Sequence[int]
+    decibels: tuple[float, float] | None = None
+    choices: dict[str, list[Choice | None]] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> float:
+        """How near it came; nothing is nearer than something."""
+        known = [each for each in self.decibels or () if not math.isnan(each)]
+        return max(known, default=-math.inf)
 
 
 class PruneChannels(Goals):
@@ -83,9 +117,10 @@ class PruneChannels(Goals):
     `confidence` (agreement of several of these, each weighed by how well it foretells what is measured).
     `random`: nothing, for comparison.
     `auto` is `obs` with samples (`taylor` without `reconstruct`), and `l2` without samples."""
-    spread: Literal["auto", "uniform", "global"] = "auto"
-    """Where channels go: `uniform`, the same share of each group, or `global`, the least anywhere; `auto` is
-    what comes nearer to the original on held-out samples, and uniform without samples."""
+    spread: Literal["auto", "uniform", "global", "efficient"] = "auto"
+    """Where channels go: `uniform`, the same share of each group, `global`, what matters least anywhere, or
+    `efficient`, what matters least for the arithmetic or the weights that it saves; `auto` is what comes
+    nearest to the original on held-out samples, and uniform without samples."""
     keep: Annotated[float, Field(gt=0, le=1)] = 0.1
     """Share of its channels that each group keeps at least."""
     multiple: PositiveInt | None = None
@@ -111,48 +146,85 @@ class PruneChannels(Goals):
         if not candidates:
             ctx.skip("PRN101", "model", "no channel may be removed")
             return
-        for spread in self._spreads(ctx, shapes, candidates):
-            self._prune(ctx, shapes, candidates, spread)
+        gauge = self.gauge(ctx)
+        if gauge is not None and not isinstance(gauge, LatencyGauge):
+            candidates = [self._priced(ctx, shapes, each, gauge) for each in candidates]
+        plans = self._plans(ctx, shapes, candidates, gauge)
+        tried = [self._tried(ctx, shapes, candidates, plan) for plan in plans if len(plans) > 1]
+        best = max(tried, key=lambda each: each.reached, default=Trial(plans[0]))
+        self._prune(ctx, shapes, candidates, best)
 
-    def _spreads(
-        self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate]
-    ) -> list[Spread]:
-        """Tries both ways to spread channels where that is asked for; returns the better one."""
+    def _plans(
+        self,
+        ctx: Context,
+        shapes: ShapeMap,
+        candidates: Sequence[Candidate],
+        gauge: Gauge | None,
+    ) -> list[list[int]]:
+        """Returns how many units of each group go, for each way to spread them that is to be tried."""
+        tried: tuple[Spread, ...] = ("uniform", "global", "efficient")
         if self.spread != "auto":
-            return [self.spread]
-        if ctx.samples is None or not self.reconstruct or len(candidates) == 1:
-            return ["uniform"]
-        reached: dict[Spread, float] = {}
-        for spread in _SPREADS:
-            mark, stats, said = ctx.edit.mark(), ctx.edit.stats.copy(), len(ctx.diagnostics)
-            reached[spread] = self._prune(ctx, shapes, candidates, spread)
-            ctx.edit.rollback(mark)
-            ctx.edit.stats = stats
-            del ctx.diagnostics[said:]
-        return [max(_SPREADS, key=lambda spread: reached[spread])]
+            tried = (self.spread,)
+        elif ctx.samples is None or not self.reconstruct or len(candidates) == 1:
+            tried = ("uniform",)
+        elif gauge is None or isinstance(gauge, LatencyGauge):
+            tried = ("uniform", "global")
+        found: dict[tuple[int, ...], None] = {}
+        for spread in tried:
+            plan = counts(candidates, self._share(ctx, shapes, candidates, spread, gauge), spread)
+            if gauge is not None and not isinstance(gauge, LatencyGauge):
+                plan = self._filled(ctx, shapes, candidates, plan, gauge)
+            found[tuple(plan)] = None
+        return [list(plan) for plan in found]
+
+    def _tried(
+        self,
+        ctx: Context,
+        shapes: ShapeMap,
+        candidates: Sequence[Candidate],
+        plan: Sequence[int],
+    ) -> Trial:
+        """Tries a plan, and says how near to the original that comes on held-out samples."""
+        mark, stats = ctx.edit.mark(), ctx.edit.stats.copy()
+        before = ctx.model.copy()
+        removal = self._remove(ctx, shapes, candidates, plan)
+        fits = Reconstruction(ctx, before, removal)
+        decibels = fits.search(self.samples) if sum(plan) else (math.inf, math.inf)
+        ctx.edit.rollback(mark)
+        ctx.edit.stats = stats
+        return Trial(plan, decibels, fits.choices)
 
     def _prune(
-        self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate], spread: Spread
-    ) -> float:
-        """Removes channels and fits what is left; returns how near that came, in dB."""
-        share = self._share(ctx, shapes, candidates, spread)
+        self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate], trial: Trial
+    ) -> None:
+        """Removes channels and fits what is left."""
         before = ctx.model.copy() if self.reconstruct and ctx.samples is not None else None
-        removal, removed = self._remove(ctx, shapes, candidates, share, spread)
+        removal = self._remove(ctx, shapes, candidates, trial.plan)
+        removed = sum(trial.plan)
         ctx.edit.count("channels removed", removed)
         if before is not None and removed:
-            return self._fit(ctx, Reconstruction(ctx, before, removal))
-        if self.reconstruct:
+            self._fit(ctx, Reconstruction(ctx, before, removal, trial.choices), trial.decibels)
+        elif self.reconstruct:
             ctx.note(
                 "PRN105", None, "the layers that are left were not fitted: there are no samples"
             )
-        return 0.0
 
-    def _fit(self, ctx: Context, reconstruction: Reconstruction) -> float:
-        first, last = reconstruction.run(self.samples)
+    def _fit(
+        self,
+        ctx: Context,
+        reconstruction: Reconstruction,
+        decibels: tuple[float, float] | None,
+    ) -> None:
+        """Fits what is left, as a trial has found to be best if there was one."""
+        if decibels is None or math.isnan(decibels[0]):
+            decibels = reconstruction.run(self.samples)
+        else:
+            reconstruction.finish(self.samples)
+        first, last = decibels
         if math.isnan(first):
             why = reconstruction.problem or "too few samples"
             ctx.note("PRN105", None, f"the layers that are left were not fitted: {why}")
-            return 0.0
+            return
         fitted = len(reconstruction.fitted)
         if fitted:
             ctx.edit.count("layers fitted", fitted)
@@ -160,7 +232,6 @@ class PruneChannels(Goals):
         else:
             text = f"fitting the layers did not help ({first:.1f} dB before, {last:.1f} dB after)"
         ctx.note("PRN104", None, f"{text}, on held-out samples")
-        return max(first, last)
 
     def _candidates(self, ctx: Context, channels: ChannelMap) -> list[Candidate]:
         found = []
@@ -187,19 +258,19 @@ class PruneChannels(Goals):
         return ""
 
     def _share(
-        self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate], spread: Spread
+        self,
+        ctx: Context,
+        shapes: ShapeMap,
+        candidates: Sequence[Candidate],
+        spread: Spread,
+        gauge: Gauge | None,
     ) -> float:
         """Returns the share of channels that reaches the goal."""
-        gauge = self.gauge(ctx)
         if gauge is None:
             return self.ratio or 0.5
 
         def left(share: float) -> float:
-            mark = ctx.edit.mark()
-            self._remove(ctx, shapes, candidates, share, spread)
-            found = gauge.left(ctx.model)
-            ctx.edit.rollback(mark)
-            return found
+            return self._left(ctx, shapes, candidates, counts(candidates, share, spread), gauge)
 
         share, found = gauge.least_share(left)
         if not found:
@@ -209,21 +280,67 @@ class PruneChannels(Goals):
             ctx.warn("PRN102", "model", what)
         return share
 
+    def _left(
+        self,
+        ctx: Context,
+        shapes: ShapeMap,
+        candidates: Sequence[Candidate],
+        plan: Sequence[int],
+        gauge: Gauge,
+    ) -> float:
+        """Returns what would be left of what there should be less of."""
+        mark = ctx.edit.mark()
+        self._remove(ctx, shapes, candidates, plan)
+        found = gauge.left(ctx.model)
+        ctx.edit.rollback(mark)
+        return found
+
+    def _priced(
+        self, ctx: Context, shapes: ShapeMap, candidate: Candidate, gauge: Gauge
+    ) -> Candidate:
+        """Returns a candidate with what goes with one of its units."""
+        units = candidate.group.units
+        tried = min(max(int(units * _TRIED), 1), units - 1)
+        left = self._left(ctx, shapes, [candidate], [tried], gauge)
+        return replace(candidate, saving=max(1 - left, 0.0) / tried)
+
+    def _filled(
+        self,
+        ctx: Context,
+        shapes: ShapeMap,
+        candidates: Sequence[Candidate],
+        plan: list[int],
+        gauge: Gauge,
+    ) -> list[int]:
+        """Gives units back, those that matter most for their price, as long as the goal is reached."""
+        plan = list(plan)
+        open_ = {index for index, count in enumerate(plan) if count}
+        for _ in range(_RETURNS):
+            if not open_:
+                break
+            back = {index: given_back(candidates[index], plan[index]) for index in open_}
+            index = max(back, key=lambda each: back[each][1])
+            tried = [*plan]
+            tried[index] = back[index][0]
+            if self._left(ctx, shapes, candidates, tried, gauge) <= gauge.goal:
+                plan = tried
+            if plan is not tried or not plan[index]:
+                open_.discard(index)
+        return plan
+
     def _remove(
         self,
         ctx: Context,
         shapes: ShapeMap,
         candidates: Sequence[Candidate],
-        share: float,
-        spread: Spread,
-    ) -> tuple[Removal, int]:
+        plan: Sequence[int],
+    ) -> Removal:
         removal = Removal(ctx, shapes)
-        chosen: list[Array] = select(candidates, share, spread)
-        for candidate, dead in zip(candidates, chosen, strict=True):
-            if dead.any():
-                removal.drop(candidate.group, dead)
+        for candidate, count in zip(candidates, plan, strict=True):
+            if count:
+                removal.drop(candidate.group, lowest(candidate, count))
         removal.apply()
-        return removal, sum(int(dead.sum()) for dead in chosen)
+        return removal
 
 
 def _names(channels: ChannelMap, group: Group) -> list[str]:

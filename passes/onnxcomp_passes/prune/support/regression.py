@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Steps towards what is behind the function that follows; each costs two products with the rows.
 _STEPS = 12
+_WORTHWHILE = 0.998
 # Inputs that are fitted at once: larger layers are fitted part by part.
 _DEEPEST = 4096
 _TINY = float(np.finfo(np.float64).tiny)
@@ -232,8 +233,9 @@ def best_fit(problem: Problem, held_out: Problem, start: Fit) -> tuple[Fit, Choi
     for step in range(1, _STEPS + 1 if problem.bend is not None else 0):
         fit = normal.solve(problem.targets(fit), ridge)
         error = held_out.error(fit)
-        if error < least:
-            found, least, choice = fit, error, Choice(ridge, step)
+        if not error < least * _WORTHWHILE:
+            break
+        found, least, choice = fit, error, Choice(ridge, step)
     return (found, choice) if least < held_out.error(start) else None
 
 
