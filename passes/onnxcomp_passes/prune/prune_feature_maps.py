@@ -22,9 +22,10 @@ from onnxcomp.runtime import Session
 from onnxcomp_passes.prune.support.ablation import Ablation, find_readers, replace_units
 from onnxcomp_passes.prune.support.arithmetic import arithmetic
 from onnxcomp_passes.prune.support.ends import ends_of
-from onnxcomp_passes.prune.support.goals import Goals
+from onnxcomp_passes.prune.support.goals import ArithmeticGauge, Goals, LatencyGauge
 from onnxcomp_passes.prune.support.ranking import Ranking
 from onnxcomp_passes.prune.support.removal import Removal
+from onnxcomp_passes.prune.support.rest import fit_rest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from onnxcomp.ir import Model
     from onnxcomp.passbase import Context
     from onnxcomp_passes.prune.support.ablation import Reader
+    from onnxcomp_passes.prune.support.goals import Gauge
 
 Array = np.ndarray[Any, Any]
 # Every fourth sample judges; the others tell what maps are on average.
@@ -44,6 +46,7 @@ _EFFORT, _MOST = 1e12, 2048
 _FEWEST_BLOCKS = 4
 # What the outputs may lose when nothing else is asked for: a hundredth of their magnitude.
 _DECIBELS = 40.0
+_LEAST_SAVING = 1e-9
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -53,7 +56,7 @@ class PruneFeatureMaps(Goals):
     A map that is the same on every sample (because it is dead behind a Relu, or far into saturation) adds
     the same numbers to what its readers give. These move into their biases, and the map goes with the
     filters that made it. So nothing is lost by maps that are constant, and little by those that hardly
-    change: other than with `prune-channels`, the rest of the model needs no fitting.
+    change: other than with `prune-channels`, the rest of the model needs no fitting (`reconstruct` does it).
 
     Which ones go is measured on the outputs: maps that change least before their readers are tried first,
     a block of each layer at a time. Without a goal, as many go as `least_decibels` allows.
@@ -77,7 +80,8 @@ class PruneFeatureMaps(Goals):
         "PRM103": "The maps of a layer were left alone, for the reason given.",
         "PRM104": "Maps of a layer were replaced by what they are on average: how many, and what share of the "
         "power of the outputs that changes.",
-        "PRM105": "How near the outputs are to the original's on held-out samples.",
+        "PRM105": "How near the outputs are to the original's on held-out samples, and before and after what "
+        "is left was fitted.",
     }
 
     least_decibels: float | None = None
@@ -89,6 +93,9 @@ class PruneFeatureMaps(Goals):
     """Also replace maps that a normalization or softmax runs over, which changes all the others."""
     skip: tuple[str, ...] = ()
     """Names of nodes that read maps which stay; `*` stands for anything."""
+    reconstruct: bool = False
+    """Fit the weights of the layers that are left to what they gave before; pays where a goal takes more
+    than what hardly matters."""
     samples: PositiveInt = 128
     """How many samples to look at; every fourth one judges."""
 
@@ -104,7 +111,7 @@ class PruneFeatureMaps(Goals):
         ablation = Ablation.prepare(ctx, shapes, readers, judging)
         with ablation.session:
             maps = _Maps(ctx, shapes, channels, readers, ablation)
-            ranking = Ranking(maps.scores(len(judging)), dict.fromkeys(readers, self.keep))
+            ranking = self._ranking(ctx, maps, maps.scores(len(judging)))
             gone = self._chosen(ctx, maps, ranking)
             if not any(dead.any() for dead in gone.values()):
                 ctx.skip("PRM101", "model", "every feature map carries more than may be lost")
@@ -116,7 +123,12 @@ class PruneFeatureMaps(Goals):
         for index, noise in noises.items():
             _tell(ctx, readers[index][0], gone[index], noise)
         ctx.edit.count("maps removed", sum(int(dead.sum()) for dead in gone.values()))
-        ctx.note("PRM105", None, f"{_decibels(ctx, before, judging):.1f} dB on held-out samples")
+        if self.reconstruct:
+            fit_rest(ctx, before, removal, self.samples, "PRM105")
+        else:
+            ctx.note(
+                "PRM105", None, f"{_decibels(ctx, before, judging):.1f} dB on held-out samples"
+            )
 
     def _readers(
         self, ctx: Context, channels: ChannelMap, samples: Sequence[Mapping[str, Array]]
@@ -149,6 +161,16 @@ class PruneFeatureMaps(Goals):
         if any(fnmatchcase(name, pattern) for name in names for pattern in self.skip):
             return "its name is among those to skip"
         return ""
+
+    def _ranking(self, ctx: Context, maps: _Maps, costs: Mapping[int, Array]) -> Ranking:
+        """Orders maps by what they cost, for what they save where a goal says what that is."""
+        gauge = self.gauge(ctx)
+        if isinstance(gauge, LatencyGauge):  # too small to be timed
+            gauge = ArithmeticGauge(gauge.goal, ctx.model)
+        if gauge is not None:
+            savings = maps.savings(gauge)
+            costs = {index: found / savings[index] for index, found in costs.items()}
+        return Ranking(costs, dict.fromkeys(costs, self.keep))
 
     def _chosen(self, ctx: Context, maps: _Maps, ranking: Ranking) -> dict[int, Array]:
         """Returns which maps go, by the index of the group."""
@@ -193,26 +215,35 @@ class _Maps:
         found: dict[int, Array] = {}
         with self.ctx.progress(len(local), "trying the model without maps") as task:
             for index, changes in local.items():
-                found[index] = self._curve(index, np.asarray(changes), count)
+                found[index] = self._costs(index, np.asarray(changes), count)
                 task.advance()
         return found
 
-    def _curve(self, index: int, changes: Array, count: int) -> Array:
+    def _costs(self, index: int, changes: Array, count: int) -> Array:
+        """Returns what maps cost: alone, or together with those that go first, whichever is more."""
         found = np.zeros(len(changes))
-        gone = np.zeros(len(changes), bool)
-        before = 0.0
+        together, before = np.zeros(len(changes), bool), 0.0
         for block in np.array_split(np.argsort(changes, kind="stable"), min(count, len(changes))):
-            gone[block] = True
-            noise = max(self.ablation.noise({index: gone}), before)
-            shares = changes[block] / max(float(changes[block].sum()), _TINY)
-            found[block] = (noise - before) * shares
-            before = noise
+            alone = np.zeros(len(changes), bool)
+            alone[block] = together[block] = True
+            noise = self.ablation.noise({index: together})
+            cost = max(noise - before, self.ablation.noise({index: alone}))
+            found[block] = cost * changes[block] / max(float(changes[block].sum()), _TINY)
+            before = max(noise, before)
+        return found
+
+    def savings(self, gauge: Gauge) -> dict[int, float]:
+        """Returns what share of the goal one map saves, by the index of the group."""
+        found = {}
+        for index in self.readers:
+            gone = np.arange(self.channels.groups[index].units) == 0
+            found[index] = max(1 - gauge.left(self.without({index: gone})), _LEAST_SAVING)
         return found
 
     def _blocks(self, samples: int) -> int:
         """Into how many blocks the maps of a layer are divided."""
         one = max(arithmetic(self.ctx.model), 1.0) * samples
-        return int(max(min(_EFFORT / one, _MOST) / len(self.readers), _FEWEST_BLOCKS))
+        return int(max(min(_EFFORT / one, _MOST) / len(self.readers) / 2, _FEWEST_BLOCKS))
 
     def most(self, ranking: Ranking, count: int, noise: float) -> int:
         """Returns how many maps may go, of the first so many, until more than that is lost."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -20,8 +19,8 @@ from onnxcomp_passes.prune.support.criteria import unit_scores
 from onnxcomp_passes.prune.support.ends import ends_of
 from onnxcomp_passes.prune.support.goals import Goals
 from onnxcomp_passes.prune.support.ranking import Ranking
-from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
+from onnxcomp_passes.prune.support.rest import fit_rest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +100,7 @@ class PruneHeads(Goals):
             self._tell(ctx, readers[index][0], dead, scores[index])
         ctx.edit.count("heads removed", sum(int(dead.sum()) for dead in gone.values()))
         if self.reconstruct:
-            _fit(ctx, Reconstruction(ctx, before, removal), self.samples)
+            fit_rest(ctx, before, removal, self.samples, "PRH105")
 
     def _readers(self, ctx: Context, channels: ChannelMap) -> dict[int, list[Reader]]:
         """Returns the layers that read heads, by the index of the group."""
@@ -207,18 +206,3 @@ def _remove(
             removal.drop(layers[index], dead)
     removal.apply()
     return removal
-
-
-def _fit(ctx: Context, reconstruction: Reconstruction, limit: int) -> None:
-    first, last = reconstruction.run(limit)
-    if math.isnan(first):
-        why = reconstruction.problem or "too few samples"
-        ctx.note("PRH105", None, f"the layers that are left were not fitted: {why}")
-        return
-    fitted = len(reconstruction.fitted)
-    if fitted:
-        ctx.edit.count("layers fitted", fitted)
-        text = f"{fitted} layers fitted: {first:.1f} dB before, {last:.1f} dB after"
-    else:
-        text = f"fitting the layers did not help ({first:.1f} dB before, {last:.1f} dB after)"
-    ctx.note("PRH105", None, f"{text}, on held-out samples")

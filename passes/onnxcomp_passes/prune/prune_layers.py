@@ -20,8 +20,8 @@ from onnxcomp.runtime import Session
 from onnxcomp_passes.prune.support.blocks import find_blocks, find_branches, is_layer
 from onnxcomp_passes.prune.support.goals import Goals, LatencyGauge
 from onnxcomp_passes.prune.support.omission import Omissions, Replacement
-from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
+from onnxcomp_passes.prune.support.rest import fit_rest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,7 +113,7 @@ class PruneLayers(Goals):
             ctx.skip("PRL101", "model", "no block may be removed within the limits that were given")
             return
         if self.reconstruct:
-            _fit(ctx, Reconstruction(ctx, before, Removal(ctx, shapes)), self.samples)
+            fit_rest(ctx, before, Removal(ctx, shapes), self.samples, "PRL105")
 
     def _pieces(self, ctx: Context) -> list[Piece]:
         shapes = ctx.facts.refresh(Shapes())
@@ -194,18 +194,3 @@ def _tell(ctx: Context, left: Left) -> None:
     instead = f", {left.instead} in its place" if left.instead else ""
     text = f"the block that ends with {left.piece.name} is gone{instead}: {left.decibels:.1f} dB"
     ctx.note("PRL103", left.piece.name, text)
-
-
-def _fit(ctx: Context, reconstruction: Reconstruction, limit: int) -> None:
-    first, last = reconstruction.run(limit)
-    if math.isnan(first):
-        why = reconstruction.problem or "too few samples"
-        ctx.note("PRL105", None, f"the layers that are left were not fitted: {why}")
-        return
-    fitted = len(reconstruction.fitted)
-    if fitted:
-        ctx.edit.count("layers fitted", fitted)
-        text = f"{fitted} layers fitted: {first:.1f} dB before, {last:.1f} dB after"
-    else:
-        text = f"fitting the layers did not help ({first:.1f} dB before, {last:.1f} dB after)"
-    ctx.note("PRL105", None, f"{text}, on held-out samples")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +38,7 @@ class Reader:
     Attributes:
         end: The layer, and where the units are in what it reads.
         shares: [units, outputs] what each unit adds to each output, on average.
-        changes: [units] how much of what each unit adds changes, as a share of the power of the sums of all.
+        changes: [units] how much what each unit adds changes, as a share of all changes.
     """
 
     end: End
@@ -130,12 +129,11 @@ def _reader(end: End, layer: Layer, rows: _Rows) -> Reader:
     products = (means[..., None] * weight).reshape(split).sum(2)
     strengths = np.square(weight).sum(2)
     changes = (variances * strengths).reshape(*split[:3]).sum(2).reshape(-1)
-    power = float((rows.squares / rows.count * strengths).sum())
     inside = products.shape[1]
     shares = np.zeros((len(end.places), layer.groups, layer.outputs))
     for unit, places in enumerate(end.places):
         np.add.at(shares[unit], places // inside, products[places // inside, places % inside])
-    each = changes[end.places].sum(axis=1) / max(power, _TINY)
+    each = changes[end.places].sum(axis=1) / max(float(changes.sum()), _TINY)
     return Reader(end, shares.reshape(len(end.places), -1), each)
 
 
