@@ -117,7 +117,8 @@ class Reconstruction:
             Walk.start(self.before, samples, self.ctx.threads),
         )
         with self.ctx.progress(len(new), "fitting what is left") as task:
-            for segment, original in zip(new, old, strict=True):
+            # Behind the last layer there may be something in one of them alone.
+            for segment, original in zip(new, old, strict=False):
                 twin = twins.pop(_name(segment.end), None)
                 if twin is None:
                     walks[0].advance(segment, list(walks[0].run(segment)))
