@@ -170,7 +170,12 @@ class Likeness:
         """Combines what a position is made of with what is done to it."""
         node = relations.node
         factor = self._factor(relations, carried)
-        columns = [self._column(found, exact=factor is None) for found in carried]
+        # Slopes and the like do not scale what they are applied to.
+        scaled = set(node.inputs) if is_op(node, "Mul") else {node.inputs[0]}
+        columns = [
+            self._column(found, exact=factor is None or found.value not in scaled)
+            for found in carried
+        ]
         if factor is None:
             factor = np.ones(len(columns[0]))
         elif standard_op(node) in _POSITIVE:

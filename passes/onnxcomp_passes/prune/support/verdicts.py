@@ -169,7 +169,7 @@ class Judge:
             silent = self._is_silent(contraction, group)
             if left is None or silent.all():
                 continue
-            partners = self._partners(contraction, left.positions[silent].reshape(-1))
+            partners = self._partners(contraction, left, silent)
             able &= silent | partners.cover(left)
             if not able.any():
                 return none, []
@@ -187,7 +187,7 @@ class Judge:
     def _leaves_nothing(self, group: Group, gone: Array) -> bool:
         return bool(gone.all()) and self._removal.empties(group)
 
-    def _partners(self, contraction: Contraction, unneeded: Array) -> _Partners:
+    def _partners(self, contraction: Contraction, member: Member, silent: Array) -> _Partners:
         """For each position that a weight reads, another one that holds a multiple of the same."""
         (left, axis), (right, along) = contraction.left, contraction.right
         held = self._constancy.of(left, axis)
@@ -205,8 +205,11 @@ class Judge:
         numbers, scale = self._likeness.of(left, axis), self._likeness.scale(left, axis)
         staying = self._removal.kept(left, axis)
         staying = np.ones(len(held), bool) if staying is None else staying.copy()
-        staying[unneeded] = False
-        return _leaders(numbers, scale, staying)
+        staying[member.positions[silent].reshape(-1)] = False
+        # All readers of a group prefer the same units, or none could go.
+        order = np.full(len(held), -1)
+        order[member.positions] = np.arange(len(member.positions))[:, None]
+        return _leaders(numbers, scale, order, staying)
 
     def _merge(self, contraction: Contraction, sources: Array, partners: _Partners) -> None:
         if not len(sources):
@@ -259,9 +262,9 @@ class _Partners:
         return covered
 
 
-def _leaders(numbers: Array, scale: Array, staying: Array) -> _Partners:
-    """Of positions with one number the one with the largest scale speaks for all."""
-    order = np.lexsort((np.arange(len(numbers)), -np.abs(scale), numbers))
+def _leaders(numbers: Array, scale: Array, rank: Array, staying: Array) -> _Partners:
+    """Of positions with one number the one with the largest scale speaks for all, then by rank."""
+    order = np.lexsort((rank, -np.abs(scale), numbers))
     leader: dict[int, int] = {}
     targets = np.full(len(numbers), -1)
     for position in order[staying[order]].tolist():
