@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _STEPS = 12
 _WORTHWHILE = 0.998
 # Inputs that are fitted at once: larger layers are fitted part by part.
-_DEEPEST = 4096
+_DEEPEST = 2560
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -146,6 +147,7 @@ class Normal:
         groups, depth, _ = start.weight.shape
         self.problem = problem
         self._start = start
+        self._inverse: tuple[float, Array] | None = None
         self._gram = np.zeros((groups, depth, depth))
         self._means = np.zeros((groups, 1, depth))
         for each in problem.samples:
@@ -162,6 +164,8 @@ class Normal:
         Raises:
             numpy.linalg.LinAlgError: If that cannot be told.
         """
+        if choice.steps:
+            self.settle(choice.ridge)
         found = self.solve(self.problem.targets(None), choice.ridge)
         for _ in range(choice.steps):
             found = self.solve(self.problem.targets(found), choice.ridge)
@@ -184,11 +188,22 @@ class Normal:
         if self._start.bias is not None:
             right = right - self._means.transpose(0, 2, 1) @ sums
         right = right - self._gram @ near
-        weight = near + np.linalg.solve(self._damped(ridge), right)
+        if self._inverse is not None and self._inverse[0] == ridge:
+            weight = near + self._inverse[1] @ right
+        else:
+            weight = near + np.linalg.solve(self._damped(ridge), right)
         if self._start.bias is None:
             return Fit(weight, None)
         bias = sums / max(self.problem.count, 1) - self._means @ weight
         return Fit(weight, bias[:, 0])
+
+    def settle(self, ridge: float) -> None:
+        """Prepares for many targets and the same penalty.
+
+        Raises:
+            numpy.linalg.LinAlgError: If there is no solution.
+        """
+        self._inverse = ridge, np.linalg.inv(self._damped(ridge))
 
     def _damped(self, ridge: float) -> Array:
         damped = self._gram.copy()
@@ -215,28 +230,44 @@ def best_fit(problem: Problem, held_out: Problem, start: Fit) -> tuple[Fit, Choi
         None when nothing is nearer than what there is.
     """
     normal = Normal(problem, start)
-    errors: dict[float, float] = {}
-    fits: dict[float, Fit] = {}
-    targets = problem.targets(None)
-    for ridge in RIDGES:
-        try:
-            fit = normal.solve(targets, ridge)
-        except np.linalg.LinAlgError:
-            continue
-        if fit.is_finite:
-            fits[ridge], errors[ridge] = fit, held_out.error(fit)
-    if not errors:
+    found = _ridge(normal, held_out)
+    if found is None:
         return None
-    ridge = min(errors, key=lambda each: errors[each])
-    found, least, choice = fits[ridge], errors[ridge], Choice(ridge)
-    fit = found
+    fit, least, choice = found
+    best = fit
+    if problem.bend is not None:
+        normal.settle(choice.ridge)
     for step in range(1, _STEPS + 1 if problem.bend is not None else 0):
-        fit = normal.solve(problem.targets(fit), ridge)
+        fit = normal.solve(problem.targets(fit), choice.ridge)
         error = held_out.error(fit)
         if not error < least * _WORTHWHILE:
             break
-        found, least, choice = fit, error, Choice(ridge, step)
-    return (found, choice) if least < held_out.error(start) else None
+        best, least, choice = fit, error, Choice(choice.ridge, step)
+    return (best, choice) if least < held_out.error(start) else None
+
+
+def _ridge(normal: Normal, held_out: Problem) -> tuple[Fit, float, Choice] | None:
+    """Looks for the penalty that held-out rows like best, from the middle on as long as it gets better."""
+    targets = normal.problem.targets(None)
+    tried: dict[int, tuple[float, Fit | None]] = {}
+
+    def error(place: int) -> float:
+        if not 0 <= place < len(RIDGES):
+            return math.inf
+        if place not in tried:
+            try:
+                fit = normal.solve(targets, RIDGES[place])
+            except np.linalg.LinAlgError:
+                fit = None
+            least = held_out.error(fit) if fit is not None and fit.is_finite else math.inf
+            tried[place] = (math.inf, None) if math.isnan(least) else (least, fit)
+        return tried[place][0]
+
+    place = len(RIDGES) // 2
+    while min(error(place - 1), error(place + 1)) < error(place):
+        place += -1 if error(place - 1) <= error(place + 1) else 1
+    least, found = tried[place]
+    return None if found is None else (found, least, Choice(RIDGES[place]))
 
 
 def fit_layer(
