@@ -124,6 +124,10 @@ def test_the_scale_of_a_normalization() -> None:
     assert found.argmin() == 0
 
 
+def test_without_a_normalization_there_is_no_scale() -> None:
+    np.testing.assert_array_equal(scored(TINY, "scale"), scored(TINY, "l2"))
+
+
 def test_layer_adaptive_magnitudes() -> None:
     np.testing.assert_allclose(layer_adaptive(np.asarray([9.0, 1, 4])), [1, 1 / 14, 4 / 13])
     np.testing.assert_allclose(layer_adaptive(np.zeros(2)), [0, 0])
@@ -299,8 +303,14 @@ def test_what_auto_is() -> None:
     np.testing.assert_array_equal(scored(TINY, "auto"), scored(TINY, "l2"))
     np.testing.assert_array_equal(scored(TINY, "auto", samples), scored(TINY, "obs", samples))
     np.testing.assert_array_equal(
-        scored(TINY, "auto", samples, fitted=False), scored(TINY, "taylor", samples)
+        scored(TINY, "auto", samples, fitted=False),
+        scored(TINY, "measured", samples, fitted=False),
     )
+
+
+def test_measured_without_a_fit_is_what_the_outputs_lose() -> None:
+    [found] = scored(TINY, "measured", [{"x": X}], fitted=False)
+    np.testing.assert_allclose(found, np.asarray([10, 4, 16]) / 14, rtol=1e-6)
 
 
 def test_confidence_says_what_it_trusts() -> None:

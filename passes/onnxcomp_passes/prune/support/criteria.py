@@ -66,7 +66,7 @@ def unit_scores(
         SamplesError: The criterion looks at samples, and there are none.
     """
     if name == "auto":
-        name = "l2" if ctx.samples is None else "obs" if fitted else "taylor"
+        name = "l2" if ctx.samples is None else "obs" if fitted else "measured"
     groups = dict(enumerate(channels.groups))
     if name not in _OBSERVED:
         weighed = cast("Criterion", name)
@@ -77,7 +77,7 @@ def unit_scores(
             f"the criterion {name} looks at samples", hint="give --data, or choose l1 or l2"
         )
     if name == "measured" or name == "confidence":
-        found, ends = _measured(ctx, channels, samples, name, seed)
+        found, ends = _measured(ctx, channels, samples, name, (seed, fitted))
     else:
         observation = Observation.make(ctx, channels, samples)
         found, ends = observation.costs(cast("Observed", name)), observation
@@ -85,23 +85,32 @@ def unit_scores(
 
 
 def _measured(
-    ctx: Context, channels: ChannelMap, samples: list[Any], name: str, seed: int
+    ctx: Context, channels: ChannelMap, samples: list[Any], name: str, how: tuple[int, bool]
 ) -> tuple[dict[int, Array], Observation]:
-    """What is measured on samples that nothing was judged by, where there are enough."""
+    """What is measured on samples that nothing was judged by, where there are enough.
+
+    Args:
+        ctx: The pass.
+        channels: The channels of the model.
+        samples: Feeds.
+        name: `measured` or `confidence`.
+        how: A seed, and whether what is left will be fitted.
+    """
     apart = len(samples) >= _FEWEST
     seen = [each for i, each in enumerate(samples) if i % _HELD_OUT != _HELD_OUT - 1 or not apart]
     held_out = samples[_HELD_OUT - 1 :: _HELD_OUT] if apart else samples
     observation = Observation.make(ctx, channels, seen)
     if name == "confidence":
         opinions = {str(adviser): observation.costs(adviser) for adviser in _ADVISERS}
-        agreed = agreement(ctx, observation.ends, opinions, held_out, seed)
+        agreed = agreement(ctx, observation.ends, opinions, opinions["obs"], (held_out, how[0]))
         if agreed is not None:
             weights = sorted(agreed[1].items(), key=lambda item: -item[1])
             said = ", ".join(f"{adviser} {weight:.0%}" for adviser, weight in weights)
             ctx.note("PRN107", None, f"what counts towards confidence: {said}")
             return agreed[0], observation
-        return observation.costs("obs"), observation
-    alone, left = observation.costs("obd"), observation.costs("obs")
+        return opinions["obs"], observation
+    alone = observation.costs("obd")
+    left = observation.costs("obs") if how[1] else alone
     found = measured_costs(ctx, observation.ends, alone, left, held_out)
     return (left if found is None else found), observation
 
@@ -147,7 +156,7 @@ def scores(
         criterion: `l1` and `l2` are norms of the filters that make a unit (Li et al., ICLR 2017),
             `std` their standard deviation, `median` the distance to all other filters of the layer:
             what others can replace matters little (FPGM, He et al., CVPR 2019), `scale` the factor
-            of its normalization (Liu et al., ICCV 2017), `lamp` squared norms as `layer_adaptive` has
+            of its normalization (Liu et al., ICCV 2017; `l2` where there is none), `lamp` squared norms as `layer_adaptive` has
             them, `random` nothing at all, for comparison.
         seed: Seed of `random`.
 
@@ -159,6 +168,8 @@ def scores(
     judge = _CRITERIA[criterion]
     opinions = [judge(rows) for rows in _rows(channels, group, criterion)]
     normalized = [found / found.mean() for found in opinions if 0 < found.mean() < np.inf]
+    if criterion == "scale" and not normalized:
+        return scores(channels, group, "l2", seed)
     average = np.mean(normalized, axis=0) if normalized else np.ones(group.units)
     return layer_adaptive(average) if criterion == "lamp" else average
 

@@ -74,7 +74,7 @@ def measured_costs(
     trials = _run(ctx, {i: each for i, each in ends.items() if i in alone}, samples, blocks)
     if trials is None:
         return None
-    found = {index: np.zeros(len(alone[index])) for index in {trial.index for trial in trials}}
+    found = {index: np.zeros(len(alone[index])) for index in {each.index for each in trials}}
     for trial in trials:
         lost = alone[trial.index][trial.units].sum()
         scale = trial.loss / max(float(lost), _TINY)
@@ -86,27 +86,27 @@ def agreement(
     ctx: Context,
     ends: Mapping[int, Sequence[End]],
     opinions: Mapping[str, Mapping[int, Array]],
-    samples: Sequence[Any],
-    seed: int,
+    scale: Mapping[int, Array],
+    trial: tuple[Sequence[Any], int],
 ) -> tuple[Costs, dict[str, float]] | None:
     """Returns what several criteria agree on, each as far as it foretells what is measured.
 
     Random blocks of units of each group are taken out of the model. A criterion counts with the square of
     the correlation, over all blocks, of what it says they cost and what the outputs lost, both as
     multiples of the mean of the group. Ranks are averaged with these weights; the unit of the k-th lowest
-    rank gets the k-th lowest cost by the best criterion, scaled to what was measured for the group, so
-    that groups can be compared.
+    rank gets the k-th lowest cost of `scale`, so that groups can be compared.
 
     Args:
         ctx: The pass.
         ends: Where units end.
         opinions: Costs by criterion, for the same groups.
-        samples: Feeds.
-        seed: Seed of the blocks.
+        scale: Costs that are comparable between groups.
+        trial: Feeds to measure on, and the seed of the blocks.
 
     Returns:
         Costs, and the weight of each criterion; None when nothing can be measured.
     """
+    samples, seed = trial
     groups = set.intersection(*(set(each) for each in opinions.values()))
     sizes = {index: len(next(iter(opinions.values()))[index]) for index in groups}
 
@@ -123,16 +123,12 @@ def agreement(
     if not total > 0:
         weights, total = dict.fromkeys(weights, 1.0), float(len(weights))
     weights = {name: weight / total for name, weight in weights.items()}
-    best = opinions[max(weights, key=lambda name: weights[name])]
     found = {}
-    for index in {trial.index for trial in trials}:
-        own = [trial for trial in trials if trial.index == index]
-        said = sum(float(best[index][trial.units].sum()) for trial in own)
-        scale = sum(trial.loss for trial in own) / max(said, _TINY)
-        ranks = sum(weights[name] * _ranks(costs[index]) for name, costs in opinions.items())
-        costs = np.empty(sizes[index])
-        costs[np.argsort(ranks, kind="stable")] = np.sort(best[index]) * scale
-        found[index] = costs
+    for index in {each.index for each in trials}:
+        each = [weights[name] * _ranks(costs[index]) for name, costs in opinions.items()]
+        order = np.argsort(np.sum(each, axis=0), kind="stable")
+        found[index] = np.empty(sizes[index])
+        found[index][order] = np.sort(scale[index])
     return found, weights
 
 
@@ -168,8 +164,8 @@ def _blocks(ctx: Context, samples: int, groups: int) -> int:
 def _skill(trials: Sequence[Trial], costs: Mapping[int, Array]) -> float:
     """The square of the correlation of costs and losses, 0 where it is negative."""
     said, lost = [], []
-    for index in {trial.index for trial in trials}:
-        own = [trial for trial in trials if trial.index == index]
+    for index in {each.index for each in trials}:
+        own = [each for each in trials if each.index == index]
         pair = np.asarray([[costs[index][t.units].sum(), t.loss] for t in own])
         mean = pair.mean(axis=0)
         if np.isfinite(pair).all() and (mean > 0).all():
