@@ -3,7 +3,7 @@
     python _onnxsim_pruning.py MODEL.onnx OUT.onnx SHARE [--simplify] [--heads]
                                [--calibrate DATA.npz] [--feeds FEEDS.npz]
 
-`--simplify` folds and fuses first, `--heads` removes whole heads too, `--calibrate` ranks by Wanda and fits
+`--simplify` folds and fuses first if the goal is as near then, `--heads` removes whole heads too, `--calibrate` ranks by Wanda and fits
 what is left. With `--feeds`, SHARE is that of the arithmetic to remove and the sparsity is looked for,
 otherwise it is the sparsity.
 """
@@ -70,15 +70,17 @@ def main(arguments: list[str]) -> None:
         flag: flags[flags.index(flag) + 1] for flag in ("--calibrate", "--feeds") if flag in flags
     }
     original = onnx.load(model)
-    if "--simplify" in flags:
-        original, _ = onnxsim.simplify(original)
-    heads, sparsity = "--heads" in flags, float(share)
+    forms = [onnxsim.simplify(original)[0]] if "--simplify" in flags else []
+    heads, chosen, sparsity = "--heads" in flags, [*forms, original][0], float(share)
     if "--feeds" in named:
         feeds = read_feeds(Path(named["--feeds"]))[0]
-        sparsity, gone = at_share(original, sparsity, feeds, Path(out), heads=heads)
-        sys.stdout.write(f"sparsity {sparsity:.4f} removes {gone:.4f}\n")
+        least = float("inf")
+        for form in (*forms, original):
+            found, gone = at_share(form, float(share), feeds, Path(out), heads=heads)
+            if abs(gone - float(share)) < least - 0.01:
+                chosen, sparsity, least = form, found, abs(gone - float(share))
     data = read_feeds(Path(named["--calibrate"]))[:SAMPLES] if "--calibrate" in named else None
-    onnx.save(pruned(original, sparsity, heads=heads, data=data), out)
+    onnx.save(pruned(chosen, sparsity, heads=heads, data=data), out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from _common import Row, say, write_results
 from _counting import count_arithmetic, count_parameters
 from _models import Bundle, chosen_bundles
-from _pruners import Made, made_before, make, moved, onnxsim, optimized, ours, torch_program
+from _pruners import TWINS, Made, made_before, make, moved, onnxsim, optimized, ours, torch_program
 from _scoring import score_and_time
 
 GOALS = (0.3, 0.5)
@@ -144,12 +144,17 @@ def _onnxsim(chosen: argparse.Namespace, bundle: Bundle, tool: str, goal: float,
 def _torch(
     chosen: argparse.Namespace, bundle: Bundle, goal: float, out: Path, folder: Path
 ) -> Made:
-    simplified = folder / "optimized.onnx"
-    make(optimized(chosen.python, bundle.model, simplified), simplified, keep=True)
-    forms = [bundle.model, *[simplified] * simplified.exists()]
-    command = torch_program(
-        chosen.torch_python, "model", bundle.evaluation, "flops", str(goal), out, *forms
-    )
+    goals = ("flops", str(goal), out)
+    if bundle.name in TWINS:
+        command = torch_program(
+            *(chosen.torch_python, "twin", bundle.name, "inner", bundle.evaluation),
+            *(*goals, bundle.model),
+        )
+    else:
+        simplified = folder / "optimized.onnx"
+        make(optimized(chosen.python, bundle.model, simplified), simplified, keep=True)
+        forms = [bundle.model, *[simplified] * simplified.exists()]
+        command = torch_program(chosen.torch_python, "model", bundle.evaluation, *goals, *forms)
     return make(command, out, keep=True, watch=0.05)
 
 
@@ -158,9 +163,9 @@ def _notes() -> list[str]:
         "goal: share of the arithmetic to remove, counted alike for all from the shapes that onnxruntime ran; "
         "flops_left, parameters_left, latency_ratio: of float; of_float: the metric's share of float's; "
         "seconds and peak_mib: the whole process (for the peers with the search for the goal)",
-        "onnxsim: simplified, structured and head pruning by L1 at the sparsity that reaches the goal; "
+        "onnxsim: simplified or not, structured and head pruning by L1 at the sparsity that reaches the goal; "
         "onnxsim_calibrated: the same by Wanda, and apply_pruning_finetune; torch_pruning: L1 norms, on what "
-        "onnx2torch makes of the model",
+        "onnx2torch makes of the model, or on a torch module with the same weights (minilm, fashion_vit)",
     ]
 
 

@@ -11,7 +11,7 @@ from _common import Feeds, Row, open_session, run_child, run_session, say, write
 from _counting import count_parameters, random_feeds
 from _if_family import conv_in_if
 from _models import chosen_bundles
-from _pruners import Made, made_before, make, onnxsim, optimized, ours, torch_program
+from _pruners import TWINS, Made, made_before, make, onnxsim, optimized, ours, torch_program
 
 RATIO = 0.5
 COLUMNS = [
@@ -147,16 +147,21 @@ def _family_references(case: Case) -> Row:
 
 def _zoo_references(chosen: argparse.Namespace, case: Case, evaluation: Path) -> Row:
     found: Row = {"note": ""}
-    if chosen.torch_python:
-        out = case.out("torch_pruning")
-        simplified = case.out("optimized")
-        make(optimized(chosen.python, case.model, simplified), simplified, keep=True)
-        forms = [case.model, *[simplified] * simplified.exists()]
-        command = torch_program(
-            chosen.torch_python, "model", evaluation, "ratio", str(RATIO), out, *forms
-        )
-        made = make(command, out, keep=True)
-        _enter(case, found, "torch_pruning", made, out)
+    if not chosen.torch_python:
+        return found
+    goal = ("ratio", str(RATIO))
+    if case.name in TWINS:
+        for column, which in (("torch_pruning", "inner"), ("torch_pruning_normalized", "all")):
+            out = case.out(column)
+            arguments = ("twin", case.name, which, evaluation, *goal, out, case.model)
+            made = make(torch_program(chosen.torch_python, *arguments), out, keep=True)
+            _enter(case, found, column, made, out)
+        return found
+    out, simplified = case.out("torch_pruning"), case.out("optimized")
+    make(optimized(chosen.python, case.model, simplified), simplified, keep=True)
+    forms = [case.model, *[simplified] * simplified.exists()]
+    command = torch_program(chosen.torch_python, "model", evaluation, *goal, out, *forms)
+    _enter(case, found, "torch_pruning", make(command, out, keep=True), out)
     return found
 
 
@@ -207,7 +212,9 @@ def _compared(case: Case, before: int, own: int, left: Row) -> Row:
     row: Row = {"model": case.name, "exporter": case.exporter, "parameters": before}
     row["note"] = left.pop("note", "")
     for column, count in left.items():
-        whole = own if column in REFERENCES else before
+        # What torch exports has no BatchNormalization of its own left either.
+        folded = column in REFERENCES or (not case.exporter and column.startswith("torch_pruning"))
+        whole = own if folded else before
         row[column] = 100 * (1 - count / whole)
     for column, references in REFERENCES.items():
         known = [row[name] for name in references if name in row]

@@ -12,6 +12,8 @@ ONNXSIM, TORCH = HERE / "_onnxsim_pruning.py", HERE / "_torch_pruning.py"
 # Threads of numeric libraries would make times of one depend on what else runs.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 TIMEOUT = 900.0
+# Models that have a torch module in _twins.py.
+TWINS = ("minilm", "fashion_vit")
 
 
 @dataclass

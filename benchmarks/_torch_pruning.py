@@ -3,11 +3,12 @@
     python _torch_pruning.py list
     python _torch_pruning.py families JOBS.json
     python _torch_pruning.py model FEEDS.npz ratio|flops SHARE OUT.onnx MODEL.onnx...
+    python _torch_pruning.py twin NAME all|inner FEEDS.npz ratio|flops SHARE OUT.onnx MODEL.onnx
 
 A job is {family, exporter, out, inner, stream} for the network with these shares of its channels, or
 {family, exporter, out, ratio, normalized} for what Torch-Pruning makes of it. Beside each result a record
 is written of whether it went well. Of several MODELs, forms of the same one, the first is taken that
-onnx2torch converts.
+onnx2torch converts. A twin is a torch module that somebody wrote for the model.
 """
 
 import contextlib
@@ -17,8 +18,10 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -26,10 +29,13 @@ import onnx2torch
 import torch
 import torch_pruning
 from _architectures import FAMILIES, Family, Share, build
+from _common import Feeds
 from _models import read_feeds
+from _twins import Twin, twin
 from torch import nn
 
 OPSET = 18
+Inputs: TypeAlias = tuple[torch.Tensor, ...]
 STEPS = 9
 
 
@@ -60,10 +66,10 @@ def export_family(family: Family, exporter: str, out: Path) -> None:
     export(family.module, (family.example,), exporter, out, **options)
 
 
-def pruned(family: Family, ratio: float, everything: bool) -> None:
+def pruned(family: Family | Twin, ratio: float, everything: bool) -> None:
     """Prunes as the documentation shows: L1 norms, the last layer and the heads named."""
     ignored = [*family.final, *([] if everything else family.stream)]
-    pruner = torch_pruning.pruner.MagnitudePruner(
+    torch_pruning.pruner.MagnitudePruner(
         family.module,
         example_inputs=family.example,
         importance=torch_pruning.importance.MagnitudeImportance(p=1),
@@ -72,8 +78,7 @@ def pruned(family: Family, ratio: float, everything: bool) -> None:
         num_heads=dict(family.heads),
         unwrapped_parameters=list(family.free),
         root_module_types=[nn.modules.conv._ConvNd, nn.Linear, nn.LSTM, nn.Embedding],
-    )
-    pruner.step()
+    ).step()
 
 
 # ---------------------------------------------------------------- models without torch code
@@ -151,7 +156,7 @@ def final_layers(module: nn.Module) -> list[nn.Module]:
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
-def prune_converted(module: nn.Module, inputs: tuple[torch.Tensor, ...], ratio: float) -> nn.Module:
+def prune_converted(module: nn.Module, inputs: Inputs, ratio: float) -> nn.Module:
     """A pruned copy."""
     smaller = copy.deepcopy(module)
     torch_pruning.pruner.MagnitudePruner(
@@ -165,42 +170,67 @@ def prune_converted(module: nn.Module, inputs: tuple[torch.Tensor, ...], ratio: 
     return smaller
 
 
-def at_share(module: nn.Module, inputs: tuple[torch.Tensor, ...], flops: float) -> nn.Module:
+def at_share(prune: Callable[[float], nn.Module], inputs: Inputs, flops: float) -> nn.Module:
     """What has this share of the arithmetic less, as near as halving comes."""
     count = torch_pruning.utils.count_ops_and_params
-    whole = count(module, inputs)[0]
-    low, high, best = 0.0, 1.0, None
+    whole = count(prune(0.0), inputs)[0]
+    low, high, best, least = 0.0, 1.0, None, float("inf")
     for _ in range(STEPS):
         middle = (low + high) / 2
-        smaller = prune_converted(module, inputs, middle)
+        smaller = prune(middle)
         gone = 1 - count(smaller, inputs)[0] / whole
-        if best is None or abs(gone - flops) < abs(best[0] - flops):
-            best = (gone, smaller)
+        if best is None or abs(gone - flops) < least:
+            best, least = smaller, abs(gone - flops)
         low, high = (low, middle) if gone >= flops else (middle, high)
-    assert best is not None
-    return best[1]
+    return best
 
 
 def prune_model(feeds: Path, goal: str, share: float, out: Path, models: list[str]) -> None:
-    """Converts, prunes and exports with the names and open dimensions that there were."""
+    """Converts, prunes and exports."""
     module, proto = converted(models)
-    torch.manual_seed(0)
-    given = read_feeds(feeds)[0]
+    inputs = tuple(torch.from_numpy(np.array(each)) for each in _given(proto, feeds).values())
+    prune = partial(prune_converted, module, inputs)
+    smaller = prune(share) if goal == "ratio" else at_share(prune, inputs, share)
+    export_like(smaller, inputs, proto, out)
+
+
+def prune_twin(
+    name: str, which: str, feeds: Path, goal: str, share: float, out: Path, model: Path
+) -> None:
+    """The same for a model that has a torch module."""
+    proto = onnx.load(str(model))
+    given = _given(proto, feeds)
+
+    def prune(ratio: float) -> nn.Module:
+        family = twin(name, model, given)
+        if ratio:
+            pruned(family, ratio, which == "all")
+        return family.module
+
+    inputs = tuple(torch.from_numpy(np.array(each)) for each in given.values())
+    smaller = prune(share) if goal == "ratio" else at_share(prune, inputs, share)
+    export_like(smaller, inputs, proto, out)
+
+
+def _sources(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     weights = {tensor.name for tensor in proto.graph.initializer}
-    sources = [value for value in proto.graph.input if value.name not in weights]
-    inputs = tuple(torch.from_numpy(np.array(given[value.name])) for value in sources)
-    smaller = (
-        prune_converted(module, inputs, share)
-        if goal == "ratio"
-        else at_share(module, inputs, share)
-    )
-    names = [value.name for value in sources]
-    results = [value.name for value in proto.graph.output]
-    open_axes = {
-        value.name: axes for value in (*sources, *proto.graph.output) if (axes := _open_axes(value))
+    return [value for value in proto.graph.input if value.name not in weights]
+
+
+def _given(proto: onnx.ModelProto, feeds: Path) -> Feeds:
+    first = read_feeds(feeds)[0]
+    return {value.name: first[value.name] for value in _sources(proto)}
+
+
+def export_like(module: nn.Module, inputs: Inputs, proto: onnx.ModelProto, out: Path) -> None:
+    """With the names and open dimensions that there were."""
+    sources, results = _sources(proto), list(proto.graph.output)
+    options = {
+        "input_names": [value.name for value in sources],
+        "output_names": [value.name for value in results],
+        "dynamic_axes": {v.name: axes for v in (*sources, *results) if (axes := _open_axes(v))},
     }
-    options = {"input_names": names, "output_names": results, "dynamic_axes": open_axes}
-    export(smaller, inputs, "torchscript", out, **options)
+    export(module, inputs, "torchscript", out, **options)
 
 
 def _open_axes(value: onnx.ValueInfoProto) -> dict[int, str]:
@@ -248,6 +278,9 @@ def main(arguments: list[str]) -> None:
         case ["model", feeds, ("ratio" | "flops") as goal, share, out, *models]:
             with contextlib.redirect_stdout(io.StringIO()):
                 prune_model(Path(feeds), goal, float(share), Path(out), models)
+        case ["twin", name, which, feeds, ("ratio" | "flops") as goal, share, out, model]:
+            with contextlib.redirect_stdout(io.StringIO()):
+                prune_twin(name, which, Path(feeds), goal, float(share), Path(out), Path(model))
         case _:
             raise SystemExit(__doc__)
 
