@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from onnxcomp.ir import ir
 from onnxcomp.ir.bodies import reads
 from onnxcomp.ir.ops import constant, is_op
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from onnxcomp.analysis.shapes import ShapeMap
-    from onnxcomp.ir import ir
 
     Item: TypeAlias = "ir.Node | ir.Value"
 
@@ -68,7 +68,6 @@ class Piece:
         name: Name of the node that it ends with.
         layers: Its layers.
         forms: Ways to leave it out, with more or fewer of the normalizations and activations around it.
-        axis: The axis of channels of what it reads: 1 for convolutions, else -1.
     """
 
     name: str
@@ -210,7 +209,7 @@ class _Flow:
         if door is None or door == self._exit:
             return None
         item = self._items[door]
-        return item if _is_node(item) else None
+        return item if isinstance(item, ir.Node) else None
 
     def _step(self, index: int) -> list[ir.Node]:
         """Returns the nodes from an item to where its ways meet again."""
@@ -225,7 +224,7 @@ class _Flow:
                 seen.add(item)
                 pending += self._next[item]
         nodes = (self._items[item] for item in sorted(seen))
-        return [node for node in nodes if _is_node(node)]
+        return [node for node in nodes if isinstance(node, ir.Node)]
 
     def _ends(self, door: ir.Node, steps: dict[int, list[ir.Node]]) -> list[ir.Node]:
         """Returns a place and those behind it up to the next layer, of the same shape."""
@@ -255,12 +254,8 @@ def alike(shapes: ShapeMap, one: ir.Value, other: ir.Value) -> bool:
     return all(not isinstance(b, int) or a == b for a, b in known)
 
 
-def _is_node(item: Item) -> bool:
-    return hasattr(item, "op_type")
-
-
 def _values(item: Item) -> Sequence[ir.Value]:
-    return item.outputs if _is_node(item) else [item]  # type: ignore[union-attr,list-item]
+    return item.outputs if isinstance(item, ir.Node) else [item]
 
 
 def _only(item: Item) -> ir.Value | None:
