@@ -104,7 +104,7 @@ def multi_head_attention(site: Site) -> None:
     if heads is None:
         site.freeze("its heads do not divide the channels")
         return
-    _attend(site, heads, found)
+    _attend(site, heads, found, added=site.input(3) is not None)
     _packed(site, site.axes(site.input(3)), 0, found[:3])
     _masks(site, heads, (5,))
     _caches(site, heads, [site.input(6), *site.node.outputs[1:2]], heads.matched)
@@ -152,6 +152,8 @@ def fused_attention(site: Site) -> None:
         )
         return
     parts: list[Axes] = [[None, None, site.space.virtual(size)] for size in sizes]
+    # What queries and keys are compared by is nowhere an axis that somebody else could mask.
+    site.mix(heads.matched)
     for part, inside in zip(parts, (heads.matched, heads.matched, heads.weighed), strict=True):
         _made_of(site, part[2], [heads.shared, inside])
     _packed(site, weight, 1, parts)
@@ -181,7 +183,7 @@ def _operands(site: Site, indices: Sequence[int]) -> list[Axes] | None:
     return known
 
 
-def _attend(site: Site, heads: Heads, operands: list[Axes]) -> None:
+def _attend(site: Site, heads: Heads, operands: list[Axes], *, added: bool = False) -> None:
     """Ties queries, keys, values and the result, flat or with heads apart."""
     query, key, value, out = operands
     flat = len(query) == _FLAT
@@ -192,6 +194,12 @@ def _attend(site: Site, heads: Heads, operands: list[Axes]) -> None:
     site.tie(key[time], value[time])
     for axis in (query[time], key[time]):
         site.mix(axis)
+    last = len(query) - 1
+    if added:
+        # Nobody sees what queries and keys hold once the bias is there.
+        site.mix(heads.matched)
+    else:
+        site.contracts(site.input(0), last, site.input(1), last, within=heads.matched)
     asking = (query, heads.matched), (out, heads.weighed)
     shared = (key, heads.matched), (value, heads.weighed)
     for group, factors in ((asking, heads.asking), (shared, [heads.shared])):
@@ -251,6 +259,8 @@ def rotary(site: Site) -> None:
         return
     source, out = found
     site.tie_all(source, out)
+    for parameter in site.node.inputs[1:]:
+        site.keep_all(parameter, "it is a table of rotations")
     if len(source) == _APART:
         site.keep(source[3], "it is rotated in pairs")
         return

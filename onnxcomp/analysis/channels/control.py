@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnxcomp.analysis.channels.site import UNKNOWN_RANK
 from onnxcomp.ir.ops import subgraphs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from onnxcomp.analysis.channels.site import Axes, Site
     from onnxcomp.ir import ir
@@ -29,7 +30,8 @@ def loop(site: Site) -> None:
             _equal(site, body.inputs[index + 2], first)
             _equal(site, body.inputs[index + 2], body.outputs[index + 1])
             _equal(site, body.outputs[index + 1], _output(site, index))
-        _stacked(site, body.outputs[carried + 1 :], carried, 0)
+        stacked = body.outputs[carried + 1 :]
+        _stacked(site, stacked, carried, [0] * len(stacked))
         for value in body.inputs[:2]:
             _keep_all(site, value)
 
@@ -43,17 +45,24 @@ def scan(site: Site) -> None:
             _equal(site, body.inputs[index], site.input(index))
             _equal(site, body.inputs[index], body.outputs[index])
             _equal(site, body.outputs[index], _output(site, index))
-        moved = any(
-            name in site.node.attributes for name in ("scan_input_axes", "scan_output_axes")
-        )
         # Before opset 9 there was a batch, and the lengths of its sequences came first.
-        if moved or len(site.node.inputs) != len(body.inputs):
-            site.freeze("it scans along other axes than the first")
+        if len(site.node.inputs) != len(body.inputs):
+            site.freeze("it scans a batch of sequences of different lengths")
             keep_bodies(site)
             return
-        for index in range(states, len(body.inputs)):
-            _slices(site, body.inputs[index], site.axes(site.input(index)))
-        _stacked(site, body.outputs[states:], states, 0)
+        axes = _scan_axes(site, "scan_input_axes", scanned)
+        for index, axis in zip(range(states, len(body.inputs)), axes, strict=False):
+            _slices(site, body.inputs[index], site.axes(site.input(index)), axis)
+        made = _scan_axes(site, "scan_output_axes", len(body.outputs) - states)
+        _stacked(site, body.outputs[states:], states, made)
+
+
+def _scan_axes(site: Site, name: str, count: int) -> list[int]:
+    """Along which axis slices come or go, the first unless an attribute says otherwise."""
+    given = site.integers(name, len(site.node.inputs), [0] * count)
+    if given is None or len(given) != count:
+        raise IndexError(name)
+    return given
 
 
 def keep_bodies(site: Site) -> None:
@@ -68,26 +77,24 @@ def _output(site: Site, index: int) -> ir.Value | None:
     return outputs[index] if index < len(outputs) and outputs[index].name else None
 
 
-def _stacked(site: Site, inner: Iterable[ir.Value], first: int, axis: int) -> None:
+def _stacked(site: Site, inner: Sequence[ir.Value], first: int, along: Sequence[int]) -> None:
     """Outputs of all rounds are stacked along a new axis."""
-    del axis
-    for index, value in enumerate(inner, first):
+    for index, (value, axis) in enumerate(zip(inner, along, strict=True), first):
         output = _output(site, index)
         if output is not None:
-            _slices(site, value, site.axes(output))
-        elif site.axes(value) is None:
-            continue
+            _slices(site, value, site.axes(output), axis)
 
 
-def _slices(site: Site, value: ir.Value, whole: Axes | None) -> None:
+def _slices(site: Site, value: ir.Value, whole: Axes | None, along: int) -> None:
     axes = site.axes(value)
     if axes is None or whole is None or len(whole) != len(axes) + 1:
         _keep_all(site, value)
         for axis in whole or ():
-            site.keep(axis, "the rank of an operand is not known")
+            site.keep(axis, UNKNOWN_RANK)
         return
-    site.keep(whole[0], "it counts rounds")
-    site.tie_all(axes, whole[1:])
+    place = along % len(whole)
+    site.keep(whole[place], "it counts rounds")
+    site.tie_all(axes, [axis for other, axis in enumerate(whole) if other != place])
 
 
 def _equal(site: Site, one: ir.Value | None, other: ir.Value | None) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnxcomp.analysis.channels.control import keep_bodies
+from onnxcomp.analysis.channels.positions import Positions
 from onnxcomp.analysis.channels.site import Roles, Site
-from onnxcomp.analysis.channels.space import Positions, Prefer, Space
+from onnxcomp.analysis.channels.space import Prefer, Space
 from onnxcomp.analysis.channels.table import BARRIERS, known_as, rule_of
 from onnxcomp.analysis.shapes import ShapeMap, Shapes
 from onnxcomp.ir.ops import OVERRIDABLE, PROTECTED
@@ -85,46 +86,64 @@ class ChannelMap:
         self.producers = roles.producers
         self.consumers = roles.consumers
         self.ambiguous = positions.chosen
-        self.contractions = tuple(roles.contractions)
+        self.contractions = tuple(
+            found
+            for found in roles.contractions
+            if found.within is None or positions.is_free(found.within)
+        )
         self._owners: dict[int, list[tuple[ir.Value, int]]] = defaultdict(list)
         for (value, axis), number in space.known():
             self._owners[space.kind(number)].append((value, axis))
         self._mixed, self._scaled = self._spread(space.mixed), self._spread(space.scaled)
-        self._heads = {item for axis in space.heads for item in positions.of(axis).tolist()}
+        self._heads = {item for axis in space.heads for item in positions.sets(axis)}
         self.groups = tuple(self._groups())
 
     def barriers(self) -> Iterator[Barrier]:
         """Yields the axes of which no position may go."""
         for (value, axis), number in self._space.known():
             if self._space.sizes[number] > 1 and not self._positions.is_free(number):
-                first = int(self._positions.of(number)[0])
-                yield Barrier(value, axis, self._positions.reason(first))
+                yield Barrier(value, axis, self._positions.reason(number, 0))
 
     def _groups(self) -> Iterator[Group]:
         """Sorts positions by the set that they are in; sets in the same axes make a group."""
         found: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        ordered: list[tuple[int, int, Group]] = []
         for kind in self._owners:
-            for position, item in enumerate(self._positions.of(kind).tolist()):
-                if not self._positions.reason(item):
-                    found[item][kind].append(position)
-        alike: dict[tuple[tuple[int, int], ...], list[dict[int, list[int]]]] = defaultdict(list)
+            if kind in self._positions.linked:
+                for place, item in enumerate(self._positions.of(kind).tolist()):
+                    if not self._positions.reason(kind, place):
+                        found[item][kind].append(place)
+            elif self._space.sizes[kind] > 1 and self._positions.is_free(kind):
+                ordered.append((kind, 0, self._alone(kind)))
+        alike: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
         for item in sorted(found):
             kinds = found[item]
-            alike[tuple((kind, len(kinds[kind])) for kind in sorted(kinds))].append(kinds)
-        for signature, units in alike.items():
-            if len(units) == 1:
-                continue  # an axis of nothing is no axis
-            yield self._group([kind for kind, _ in signature], units)
+            alike[tuple((kind, len(kinds[kind])) for kind in sorted(kinds))].append(item)
+        for signature, items in alike.items():
+            if len(items) > 1:  # an axis of nothing is no axis
+                group = self._group([kind for kind, _ in signature], items, found)
+                ordered.append((signature[0][0], items[0], group))
+        return (group for *_, group in sorted(ordered, key=lambda row: row[:2]))
 
-    def _group(self, kinds: list[int], units: list[dict[int, list[int]]]) -> Group:
+    def _alone(self, kind: int) -> Group:
+        """A group of axes that are equal as a whole, and linked to no others."""
+        positions = np.arange(self._space.sizes[kind])[:, None]
+        members = [Member(value, axis, positions) for value, axis in self._owners[kind]]
+        return self._made(members, self._positions.sets(kind))
+
+    def _group(
+        self, kinds: list[int], items: list[int], found: dict[int, dict[int, list[int]]]
+    ) -> Group:
         members = []
         for kind in kinds:
-            positions = np.asarray([unit[kind] for unit in units], np.int64)
+            positions = np.asarray([found[item][kind] for item in items], np.int64)
             members += [Member(value, axis, positions) for value, axis in self._owners[kind]]
-        found = self._positions.of(kinds[0])
-        items = {int(found[unit[kinds[0]][0]]) for unit in units}
+        return self._made(members, set(items))
+
+    def _made(self, members: list[Member], items: set[int]) -> Group:
         mixed, scaled = (self._reasons(items, table) for table in (self._mixed, self._scaled))
-        return Group(len(units), tuple(members), mixed, scaled, bool(items & self._heads))
+        units = len(members[0].positions)
+        return Group(units, tuple(members), mixed, scaled, bool(items & self._heads))
 
     @staticmethod
     def _reasons(items: set[int], table: dict[int, set[str]]) -> tuple[str, ...]:
@@ -134,7 +153,7 @@ class ChannelMap:
         """Returns what is said of axes by the sets that their positions are in."""
         found: dict[int, set[str]] = defaultdict(set)
         for axis, reason in reasons.items():
-            for item in set(self._positions.of(axis).tolist()):
+            for item in self._positions.sets(axis):
                 found[item].add(reason)
         return found
 

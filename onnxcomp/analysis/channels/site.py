@@ -184,11 +184,21 @@ class Site:
             self.roles.consumers[found] = self.node
 
     def contracts(
-        self, left: ir.Value | None, axis: int, right: ir.Value | None, along: int
+        self,
+        left: ir.Value | None,
+        axis: int,
+        right: ir.Value | None,
+        along: int,
+        *,
+        within: int | None = None,
     ) -> None:
-        """Notes that two values are multiplied and summed up along an axis of each."""
+        """Notes that two values are multiplied and summed up along an axis of each.
+
+        Along a factor of it only, if one is named: the inside of heads.
+        """
         if left is not None and right is not None:
-            self.roles.contractions.append(Contraction(self.node, (left, axis), (right, along)))
+            found = Contraction(self.node, (left, axis), (right, along), within)
+            self.roles.contractions.append(found)
             self.reads(left, axis)
             self.reads(right, along)
 
@@ -239,11 +249,16 @@ class Site:
 
 @dataclass(frozen=True)
 class Contraction:
-    """A node that multiplies two operands and sums up along an axis of each."""
+    """A node that multiplies two operands and sums up along an axis of each.
+
+    Attributes:
+        within: The factor of the axis that is summed over, None for the whole axis.
+    """
 
     node: ir.Node
     left: Axis
     right: Axis
+    within: int | None = None
 
 
 class Roles:
