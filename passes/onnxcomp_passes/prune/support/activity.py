@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from onnxcomp.ir.ops import constant
 from onnxcomp.quant.grams import collect_grams
 from onnxcomp.quant.readers import layer_of
 from onnxcomp_passes.prune.support.carried import collect_moments
@@ -92,7 +93,7 @@ class Observation:
         for index, ends in self.ends.items():
             opinions = [
                 _about_one(CARRIED[criterion](self.moments[axis])[places].mean(axis=1))
-                for axis, places in _axes(ends).items()
+                for axis, places in {end.source: end.places for end in ends}.items()
                 if axis in self.moments
             ]
             if opinions:
@@ -112,6 +113,9 @@ class Observation:
             if other is None:
                 return None
             strengths = np.sqrt(other.power) if by == "size" else other.power
+        if strengths.size and carried.size % strengths.size == 0:
+            # Filters in groups, computed: the same positions of all groups are not told apart.
+            strengths = np.tile(strengths, carried.size // strengths.size)
         if strengths.size != carried.size:
             return None
         products = strengths * (np.sqrt(carried) if by == "size" else carried)
@@ -159,14 +163,10 @@ class Observation:
         )
 
 
-def _axes(ends: Sequence[End]) -> dict[Axis, Array]:
-    """What carries the units of a group to its ends, each once, and their positions."""
-    found: dict[Axis, Array] = {}
-    for end in ends:
-        found[end.source] = end.places
-        if not end.has_weight:
-            found[end.other] = end.places
-    return found
+def _axes(ends: Sequence[End]) -> list[Axis]:
+    """What is multiplied at the ends of a group, without weights."""
+    both = [axis for end in ends for axis in (end.source, end.other)]
+    return [axis for axis in dict.fromkeys(both) if constant(axis[0]) is None]
 
 
 def _about_one(found: Array) -> Array:

@@ -24,6 +24,7 @@ Array = np.ndarray[Any, Any]
 # Gates are inputs with a default, which models have had since this version of the format.
 _IR_VERSION, _OPSET = 4, 7
 _TINY = 1e-30
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
 @dataclass(eq=False)
@@ -58,8 +59,10 @@ class Effects:
         names = {
             index: gates.add([(end, twins[end.node]) for end in ends])
             for index, ends in groups.items()
-            if ends and all(end.node in twins for end in ends)
+            if ends and all(end.node in twins and gates.fits(end) for end in ends)
         }
+        if not names:
+            return None
         effects = cls(names, Session.open(copy, threads=ctx.threads), samples)
         effects.wanted = [effects._outputs(feed) for feed in samples]
         values = [value for each in effects.wanted for value in each.values()]
@@ -105,6 +108,13 @@ class _Gates:
     model: Model
     shapes: ShapeMap
 
+    def fits(self, end: End) -> bool:
+        """Whether there is an operand of floating point numbers and of known size before a product."""
+        value, axis = _masked(end)
+        shape = self.shapes.shape(value) or ()
+        known = len(shape) > axis and isinstance(shape[axis], int)
+        return known and value in end.node.inputs and self.shapes.dtype(value) in _FLOATS
+
     def add(self, ends: Sequence[tuple[End, ir.Node]]) -> str:
         """Puts gates before all that reads the units of a group; returns the input that sets them."""
         units = len(ends[0][0].places)
@@ -112,10 +122,8 @@ class _Gates:
             np.ones(units + 1, np.float32), name="gate", graph=self.model.graph
         )
         for end, node in ends:
-            # What a recurrence reads is its own output: there the weight is masked.
-            own = end.source[0].producer() is end.node
-            value, axis = end.other if own else end.source
-            index = next(i for i, each in enumerate(end.node.inputs) if each is value)
+            value, axis = _masked(end)
+            index = list(end.node.inputs).index(value)
             spread = self._spread(gate, end.places, (value, axis), node)
             product = self.edit.insert("Mul", [node.inputs[index], spread], before=node)
             self.edit.set_input(node, index, product.outputs[0])
@@ -137,7 +145,12 @@ class _Gates:
         target = self.edit.initializer(like, name="lie", graph=graph)
         found = self.edit.insert("Reshape", [found, target], before=node).outputs[0]
         kind = self.shapes.dtype(axis[0])
-        if kind in {None, ir.DataType.FLOAT}:
+        if kind is None or kind == ir.DataType.FLOAT:
             return found
-        attributes = {"to": int(kind or 1)}
+        attributes = {"to": int(kind)}
         return self.edit.insert("Cast", [found], before=node, attributes=attributes).outputs[0]
+
+
+def _masked(end: End) -> tuple[ir.Value, int]:
+    """The operand that is masked: of a recurrence, which reads its own output, the weight."""
+    return end.other if end.source[0].producer() is end.node else end.source

@@ -59,7 +59,9 @@ class End:
             weight = np.moveaxis(weight, 2, 1).reshape(size, -1)
         else:
             weight = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-        wide = np.abs(weight.astype(np.float64))
+        # Numbers without a sign stand around their middle: their zero point is not looked up.
+        middle = 2.0 ** (8 * weight.dtype.itemsize - 1) if weight.dtype.kind == "u" else 0.0
+        wide = np.abs(weight.astype(np.float64) - middle)
         summed: Array = (wide if power == 1 else wide**2).sum(axis=1)
         return summed
 
