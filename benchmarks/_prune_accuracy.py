@@ -153,7 +153,7 @@ def _torch(
     else:
         simplified = folder / "optimized.onnx"
         make(optimized(chosen.python, bundle.model, simplified), simplified, keep=True)
-        forms = [bundle.model, *[simplified] * simplified.exists()]
+        forms = [*[simplified] * simplified.exists(), bundle.model]
         command = torch_program(chosen.torch_python, "model", bundle.evaluation, *goals, *forms)
     return make(command, out, keep=True, watch=0.05)
 

@@ -159,7 +159,7 @@ def _zoo_references(chosen: argparse.Namespace, case: Case, evaluation: Path) ->
         return found
     out, simplified = case.out("torch_pruning"), case.out("optimized")
     make(optimized(chosen.python, case.model, simplified), simplified, keep=True)
-    forms = [case.model, *[simplified] * simplified.exists()]
+    forms = [*[simplified] * simplified.exists(), case.model]
     command = torch_program(chosen.torch_python, "model", evaluation, *goal, out, *forms)
     _enter(case, found, "torch_pruning", make(command, out, keep=True), out)
     return found

@@ -91,10 +91,27 @@ def converted(models: list[str]) -> tuple[nn.Module, onnx.ModelProto]:
         for form in (onnx.load, lowered):
             try:
                 proto = form(model)
-                return onnx2torch.convert(proto).eval(), proto
+                return with_prelu(onnx2torch.convert(proto).eval()), proto
             except Exception as error:  # noqa: BLE001  (it refuses in many ways)
                 problems.append(f"{type(error).__name__}: {str(error)[:90]}")
     raise SystemExit(f"onnx2torch: {problems[-1]}")
+
+
+def with_prelu(module: nn.Module) -> nn.Module:
+    """torch's own PReLU, which Torch-Pruning knows, in place of onnx2torch's."""
+    modules = dict(module.named_modules())
+    for node in module.graph.nodes:
+        found = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(found).__name__ == "OnnxPReLU" and node.args[1].op == "get_attr":
+            slope = module
+            for part in node.args[1].target.split("."):
+                slope = getattr(slope, part)
+            layer = nn.PReLU(slope.numel())
+            layer.weight.data = slope.detach().reshape(-1)
+            module.set_submodule(node.target, layer)
+            node.args = node.args[:1]
+    module.recompile()
+    return module
 
 
 def lowered(model: str) -> onnx.ModelProto:
@@ -111,12 +128,8 @@ def lowered(model: str) -> onnx.ModelProto:
             _set(node, "noop_with_empty_axes")
             _set(node, "axes", axes)
         given = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-        steps = given.get("strides", [1])
-        if (
-            given.get("auto_pad") == b"SAME_UPPER"
-            and set(steps) == {1}
-            and "dilations" not in given
-        ):
+        steps = {*given.get("strides", [1]), *given.get("dilations", [1])}
+        if given.get("auto_pad") == b"SAME_UPPER" and steps == {1}:
             sizes = given.get("kernel_shape") or known[node.input[1]].dims[2:]
             before, after = [(k - 1) // 2 for k in sizes], [k // 2 for k in sizes]
             _set(node, "auto_pad")
