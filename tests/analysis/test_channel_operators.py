@@ -437,10 +437,10 @@ CASES: dict[str, tuple[int, str]] = {
 RUNS = [name for name in CASES if name != "nothing is known of it"]
 
 
-def units_of(graph: str, weight: str = "w") -> int:
+def units_of(graph: str, weight: str = "w", prefer: str = "large") -> int:
     """Returns how many units of a weight can go, at most of one group."""
     model = Model.load(text.model(graph))
-    groups = Facts(model).get(Channels()).groups
+    groups = Facts(model).get(Channels(prefer)).groups  # type: ignore[arg-type]
     return max(
         (
             group.units

@@ -9,7 +9,7 @@ from onnxcomp.analysis.symbolic import dims, sizes, vectors
 from onnxcomp.analysis.symbolic.contents import contents
 from onnxcomp.analysis.symbolic.foreign import DOMAIN, derived_foreign
 from onnxcomp.analysis.symbolic.vectors import INTEGERS, MAX_ITEMS, Vector
-from onnxcomp.ir.ops import constant, standard_op, subgraphs
+from onnxcomp.ir.ops import constant, is_op, standard_op, subgraphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +27,10 @@ _MAX_RANK = 64
 _UNTRUSTED = frozenset({"Reshape", "Concat"})
 # How many nodes in a row a pass puts in the place of others.
 _MAX_NEW = 16
+# How often the sizes that a Loop carries are taken to be less known than they came.
+_ROUNDS = 4
+# Loops within loops deeper than this are looked at once: each level doubles the work or more.
+_NESTED = 3
 
 Inferred = tuple["ir.DataType | None", "Shape | None"]
 
@@ -52,6 +56,7 @@ class PartialValues:
         self._unranked: set[ir.Value] = set()
         self._names = 0
         self._depth = 0
+        self._nested = 0
 
     def sweep(self, graph: ir.Graph) -> None:
         """Looks at the nodes of a scope and of all scopes inside it, in order."""
@@ -62,7 +67,101 @@ class PartialValues:
             elif node.domain == DOMAIN:
                 self._follow_sizes(node, derived_foreign)
             for inner in subgraphs(node):
-                self.sweep(inner)
+                if is_op(node, "Loop") and self._nested < _NESTED:
+                    self._nested += 1
+                    self._sweep_rounds(node, inner)
+                    self._nested -= 1
+                else:
+                    self.sweep(inner)
+            if is_op(node, "If"):
+                self._join_branches(node)
+
+    def _join_branches(self, node: ir.Node) -> None:
+        """Results of an If: what all branches agree on."""
+        bodies = list(subgraphs(node))
+        for index, output in enumerate(node.outputs):
+            if any(index >= len(body.outputs) for body in bodies) or self._is_static(output):
+                continue
+            rows = [self.sizes(body.outputs[index]) for body in bodies]
+            known = [row for row in rows if row is not None]
+            if len(known) < len(rows) or len({len(row) for row in known}) != 1:
+                continue
+            items = (
+                items[0] if len(set(items)) == 1 else None for items in zip(*known, strict=True)
+            )
+            merged = self._merged(output, tuple(items), trusted=True)
+            if merged is not None:
+                self._sizes[output] = merged
+
+    def _sweep_rounds(self, node: ir.Node, body: ir.Graph) -> None:
+        """Looks at a Loop: what is carried has the size that it came with if a round keeps that size.
+
+        That is proven by a round: sizes that it changes are unknown in all rounds.
+        """
+        carried = range(min(len(body.inputs), len(node.inputs), len(body.outputs) + 1) - 2)
+        assumed = {index: self.sizes(node.inputs[index + 2]) for index in carried}
+        open_dims: set[tuple[int, int]] = set()
+        for _ in range(_ROUNDS):
+            self._forget(body)
+            for index, found in assumed.items():
+                if found is not None:
+                    self._sizes[body.inputs[index + 2]] = found
+            self.sweep(body)
+            if self._kept(body, assumed, open_dims):
+                break
+        else:
+            self._forget(body)
+            self.sweep(body)
+            return
+        for index, output in enumerate(node.outputs[: len(body.outputs) - 1]):
+            made = assumed.get(index)
+            if index not in assumed:
+                found = self.sizes(body.outputs[index + 1])
+                made = None if found is None else (self._unknown(), *found)
+            if made is not None and not self._is_static(output):
+                merged = self._merged(output, made, trusted=True)
+                if merged is not None:
+                    self._sizes[output] = merged
+
+    def _kept(
+        self,
+        body: ir.Graph,
+        assumed: dict[int, Sizes | None],
+        open_dims: set[tuple[int, int]],
+    ) -> bool:
+        """Whether a round keeps the sizes that were assumed; gives up those that it does not."""
+        kept = True
+        for index, before in assumed.items():
+            after = None if before is None else self.sizes(body.outputs[index + 1])
+            if before is None:
+                continue
+            if after is None or len(after) != len(before):
+                assumed[index], kept = None, False
+                continue
+            changed = {
+                (index, axis)
+                for axis, (one, other) in enumerate(zip(before, after, strict=True))
+                if one != other
+            }
+            if changed - open_dims:
+                kept = False
+                open_dims |= changed
+                assumed[index] = tuple(
+                    self._unknown() if (index, axis) in open_dims else item
+                    for axis, item in enumerate(before)
+                )
+        return kept
+
+    def _forget(self, graph: ir.Graph) -> None:
+        """Drops what was found of the values of a scope and of all scopes inside it."""
+        values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+        for value in values:
+            self._sizes.pop(value, None)
+            self._vectors.pop(value, None)
+            self._unranked.discard(value)
+        for node in graph:
+            for inner in subgraphs(node):
+                self._forget(inner)
 
     def _follow_vector(self, node: ir.Node) -> None:
         vector = contents(self, node)
