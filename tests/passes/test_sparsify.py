@@ -5,20 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcomp.compare import compare
-from onnxcomp.errors import RecipeError
+from onnxcomp.errors import RecipeError, SamplesError
 from onnxcomp.ir import Model
 from onnxcomp.pipeline import Pipeline
-from onnxcomp.recipe import make
+from onnxcomp.quant.grams import gram_readers
+from onnxcomp.recipe import make, parse_steps
 from onnxcomp.runtime import Session
 from onnxcomp_passes.prune.sparsify import Sparsify
-from onnxcomp_passes.prune.support.allocation import spread
+from onnxcomp_passes.prune.support.allocation import noises, spread
 from onnxcomp_passes.prune.support.moments import Moments
 from onnxcomp_passes.prune.support.sparse_fit import Problem
+from onnxcomp_passes.prune.support.sparse_walk import SparseWalk, put_sparse
 from onnxcomp_passes.prune.support.sparsity import Pattern, mask, parse_pattern
 from tests.helpers.check import assert_refuses, assert_rolls_back
 from tests.helpers.text import model
@@ -295,3 +298,199 @@ def test_a_layer_that_held_out_samples_do_not_reach_stays() -> None:
     result = Pipeline((step,)).run(model(text), samples=feeds, threads=1)
     assert np.mean(weights(result)["v"] == 0) == pytest.approx(0.5)
     assert np.all(weights(result)["w"] != 0)
+
+
+def fitted(text: str, feeds: Sequence[Mapping[str, np.ndarray]], **options: Any) -> Result:
+    return Pipeline((Sparsify(**options),)).run(model(text), samples=feeds, threads=1)
+
+
+def sqnr(text: str, result: Result, feeds: Sequence[Mapping[str, np.ndarray]]) -> float:
+    with Session.open(model(text)) as before, Session.open(result.model) as after:
+        return compare(before, after, feeds).worst("sqnr_db") or 0.0
+
+
+PRODUCT = "g (float[N, 16] x) => (float[N, 8] y) <float[16, 8] w> { y = MatMul (x, w) }"
+
+
+@pytest.mark.parametrize("pattern", ["", "2:4", "8x1"])
+def test_what_is_redundant_goes_first(pattern: str) -> None:
+    rng = np.random.default_rng(0)
+    # Each input comes twice, side by side: one of the two can do the work of both.
+    feeds = [{"x": np.repeat(rng.normal(size=(32, 8)), 2, axis=1).astype("f4")} for _ in range(16)]
+    result = fitted(PRODUCT, feeds, pattern=pattern)
+    assert np.mean(weights(result)["w"] == 0) == pytest.approx(0.5)
+    plain = fitted(PRODUCT, feeds, pattern=pattern, method="magnitude")
+    assert sqnr(PRODUCT, result, feeds) > sqnr(PRODUCT, plain, feeds) + 15
+
+
+@pytest.mark.parametrize(
+    ("shapes", "node", "axis"),
+    [
+        ("float[2, 16] x, 16, 8", "y = MatMul (x, w)", 0),
+        ("float[2, 16] x, 8, 16", "y = Gemm <transB = 1> (x, w)", 1),
+        ("float[16, 2] x, 16, 8", "y = Gemm <transA = 1> (x, w)", 0),
+        ("float[16, 2] x, 8, 16", "y = MatMul (w, x)", 1),
+        ("float[1, 8, 5, 5] x, 6, 8, 3, 3", "y = Conv (x, w)", 1),
+        ("float[1, 8, 5] x, 6, 4, 3", "y = Conv <group = 2> (x, w)", 1),
+        ("float[1, 8, 5, 5] x, 8, 6, 3, 3", "y = ConvTranspose (x, w)", 0),
+        ("float[3, 1, 16] x, 1, 16, 16", "y = LSTM <hidden_size = 4> (x, w, r)", 2),
+    ],
+)
+@pytest.mark.parametrize("method", ["auto", "magnitude"])
+def test_the_pattern_lies_along_input_channels(
+    shapes: str, node: str, axis: int, method: str
+) -> None:
+    name, _, weight = shapes.partition(" x, ")
+    extra = ", float[1, 16, 4] r" if "LSTM" in node else ""
+    text = f"g ({name} x) => (y) <float[{weight}] w{extra}> {{ {node} }}"
+    rng = np.random.default_rng(0)
+    shape = [int(size) for size in name.removeprefix("float[").rstrip("]").split(",")]
+    feeds = [{"x": rng.normal(1, 1, shape).astype("f4")} for _ in range(16)]
+    found = weights(fitted(text, feeds, pattern="2:4", method=method))["w"]
+    turned = np.moveaxis(found, axis, -1)
+    groups = (turned != 0).reshape(*turned.shape[:-1], -1, 4).sum(axis=-1)
+    assert (groups <= 2).all()
+    assert np.mean(found == 0) == pytest.approx(0.5)
+
+
+def test_blocks_of_inputs() -> None:
+    found = weights(run(samples(), pattern="1x4"))
+    zero = found["w0"] == 0
+    assert (zero.all(axis=1) == zero.any(axis=1)).all()
+    assert zero.any()
+
+
+def test_held_out_rows_decide() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(8, 4))
+    rows = rng.normal(size=(64, 4))
+    sums, judge = Moments(1, 8, 4, biased=False), Moments(1, 8, 4, biased=False)
+    # Inputs that go together here go against each other there: to make up for one harms.
+    for each, sign in ((sums, 1.0), (judge, -1.0)):
+        both = np.concatenate([rows, sign * rows], axis=1)
+        each.add(both[None], (both @ weight)[None])
+    problem = Problem(weight, sums, judge, 0.5, Pattern())
+    assert problem.best(WAYS).way == "magnitude"
+    assert (
+        Problem(weight, sums, sums, 0.5, Pattern()).best(WAYS).error
+        < 1e-3 * np.square(np.concatenate([rows, rows], axis=1) @ weight).sum()
+    )
+
+
+def test_what_does_not_help_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(walk: SparseWalk, samples: object) -> None:
+        del samples
+        for layer, _ in walk.pairs:
+            put_sparse(walk.ctx.edit, layer, np.zeros(layer.read().shape))
+
+    monkeypatch.setattr(SparseWalk, "run", spoil)
+    result = run(samples())
+    assert "SPA105" in [each.code for each in result.diagnostics]
+    plain = weights(run(samples(), method="magnitude"))
+    for name, array in weights(result).items():
+        np.testing.assert_array_equal(array, plain[name])
+
+
+def test_layers_without_zeros_make_up_for_the_others() -> None:
+    helped, alone = run(samples(), pattern="1:4"), run(samples(), pattern="1:4", skip=("d",))
+    assert decibels(helped) > decibels(alone)
+    fresh = weights(Pipeline(()).run(model(NET)))
+    np.testing.assert_array_equal(weights(alone)["d"], fresh["d"])
+
+
+def test_weights_in_half_precision() -> None:
+    text = """
+        g (float16[N, 16] x) => (float16[N, 8] y) <float16[16, 8] w, float16[8] b> {
+          m = MatMul (x, w) y = Add (m, b) }"""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(size=(4, 16)).astype("f2")} for _ in range(16)]
+    found = weights(fitted(text, feeds))["w"]
+    assert found.dtype == np.float16
+    assert np.mean(found == 0) == pytest.approx(0.5)
+
+
+def test_weights_that_are_no_numbers_stay() -> None:
+    proto = Model.load(
+        model(
+            """g (float[4, 16] x) => (y, z) <float[16, 8] v, float[16, 8] w> {
+            y = MatMul (x, v) z = MatMul (x, w) }"""
+        )
+    ).to_proto()
+    broken = np.full((16, 8), np.nan, "f4")
+    for tensor in proto.graph.initializer:
+        if tensor.name == "v":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(broken, "v"))
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(size=(4, 16)).astype("f4")} for _ in range(8)]
+    found = weights(Pipeline((Sparsify(),)).run(proto, samples=feeds, threads=1))
+    np.testing.assert_array_equal(found["v"], broken)
+    assert np.mean(found["w"] == 0) == pytest.approx(0.5)
+
+
+def test_activations_that_are_no_numbers_are_named() -> None:
+    text = """
+        g (float[N, 16] x) => (float[N, 8] y) <float[16, 8] w> { l = Log (x) y = MatMul (l, w) }"""
+    feeds = [{"x": np.full((4, 16), -1, "f4")} for _ in range(8)]
+    with pytest.raises(SamplesError, match="NaN"):
+        fitted(text, feeds, method="sparsegpt", spread="uniform")
+
+
+def test_nothing_to_multiply() -> None:
+    text = "g (float[0, 16] x) => (y) <float[16, 8] w> { y = MatMul (x, w) }"
+    feeds = [{"x": np.zeros((0, 16), "f4")} for _ in range(8)]
+    found = weights(fitted(text, feeds, method="sparsegpt"))
+    np.testing.assert_array_equal(found["w"], weights(Pipeline(()).run(model(text)))["w"])
+
+
+def test_weights_that_callers_may_replace_stay() -> None:
+    text = "g (float[4, 16] x, float[16, 8] w) => (y) <float[16, 8] w> { y = MatMul (x, w) }"
+    assert_refuses(Sparsify(), text, code="SPA103")
+
+
+@pytest.mark.parametrize("then", ["", ",adaround"])
+def test_zeros_stay_zeros_when_quantized(then: str) -> None:
+    steps = parse_steps(f"sparsify{{pattern=2:4}},quantize-static{{placement=all}}{then}")
+    made = Pipeline(steps).run(model(NET), samples=samples(), threads=1).model.to_proto()
+    known = {each.name: onnx.numpy_helper.to_array(each) for each in made.graph.initializer}
+    checked = 0
+    for node in made.graph.node:
+        weight = known.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if weight is None or weight.shape[-2:] != (3, 3) or weight.shape[1] != 4:
+            continue
+        zero = known[node.input[2]] if len(node.input) > 2 else np.zeros(1)
+        assert not zero.any()
+        assert ((weight != 0).sum(axis=1) <= 2).all()
+        checked += 1
+    assert checked == 1
+
+
+def test_weights_in_bodies() -> None:
+    text = """
+        g (float[4, 16] x, bool c) => (float[4, 8] y) <float[16, 8] v> {
+          y = If (c) <
+            then_branch = a () => (float[4, 8] t) { t = MatMul (x, v) },
+            else_branch = b () => (float[4, 8] e) <float[16, 8] w> { e = MatMul (x, w) }
+          >
+        }"""
+    rng = np.random.default_rng(0)
+    feeds = [
+        {"x": rng.normal(size=(4, 16)).astype("f4"), "c": np.array(index % 2 == 0)}
+        for index in range(32)
+    ]
+    result = fitted(text, feeds)
+    assert result.changed
+    assert sqnr(text, result, feeds) > 5
+
+
+def test_noise_of_the_outputs_tells_layers_apart() -> None:
+    text = """
+        g (float[4, 16] x) => (y) <float[16, 8] v, float[16, 8] w, float small = {0.01}> {
+          a = MatMul (x, v) b = MatMul (x, w) c = Mul (b, small) y = Add (a, c) }"""
+    source = Model.load(model(text))
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(size=(4, 16)).astype("f4")} for _ in range(4)]
+    layers = gram_readers(source)
+    changed = {layer.name: layer.read() * 0.5 for layer in layers}
+    found = [*noises(source, layers, changed, feeds).values()]
+    assert found[0] > 1000 * found[1] > 0
+    assert found[0] == pytest.approx(4 * 0.25, rel=0.1)

@@ -150,3 +150,22 @@ def test_two_of_four_then_int4_at_once() -> None:
     assert np.mean(both == 0) >= 0.5
     after = grid.round(sparsegpt(weight, gram, (2, 4)))
     assert error(gram, weight - both) < error(gram, weight - after)
+
+
+def test_what_others_can_do_too_is_pruned_without_loss() -> None:
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(size=(200, 6)), 2, axis=1)
+    weight = rng.normal(size=(12, 5))
+    for goal in (0.5, (1, 2)):
+        pruned = sparsegpt(weight, rows.T @ rows, goal, damping=1e-9)
+        assert np.mean(pruned == 0) == pytest.approx(0.5)
+        np.testing.assert_allclose(rows @ pruned, rows @ weight, atol=1e-3)
+
+
+def test_tiles_go_together() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(200, 264)) @ rng.normal(size=(264, 264))
+    pruned = sparsegpt(rng.normal(size=(264, 12)), rows.T @ rows, 0.5, tile=(4, 3))
+    zero = (pruned == 0).reshape(66, 4, 4, 3)
+    assert (zero.all((1, 3)) == zero.any((1, 3))).all()
+    assert zero.mean() == pytest.approx(0.5)

@@ -11,7 +11,7 @@ from onnxcomp.quant.gptq import sparsegpt
 from onnxcomp_passes.prune.support.sparsity import Pattern, magnitude, mask, wanda
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 Way = Literal["magnitude", "wanda", "sparsegpt", "alps"]
 
 # Shares of the mean of the diagonal that are added to it; held-out rows choose.
-_DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
-# Where zeros are is settled with this one of them.
-_FIRST = 1
+_DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# Where zeros are is settled with one of the first.
+_PROBES = 3
 # Above this the eigenvalues of a matrix take too long.
 _WIDEST = 2048
 _ROUNDS = 60
@@ -51,6 +51,10 @@ class Found:
     weight: Array
     bias: Array | None
     error: float
+
+
+def _error(found: Found) -> float:
+    return found.error
 
 
 @dataclass(eq=False)
@@ -90,19 +94,33 @@ class Problem:
         systems = [each for each in damped if each is not None]
         if not systems:
             return [self.found("wanda")]
-        first = systems[min(_FIRST, len(systems) - 1)]
-        start = self._judged("sparsegpt", self._sparsegpt(first))
-        made = [start] if "sparsegpt" in ways else []
+        starts = [self._judged("sparsegpt", self._sparsegpt(each)) for each in systems[:_PROBES]]
+        index = min(range(len(starts)), key=lambda each: starts[each].error)
+        made = [starts[index]] if "sparsegpt" in ways else []
         if "alps" not in ways:
             return made
-        masks = [start.weight]
+        masks = [starts[index].weight]
         if len(gram) <= _WIDEST:
-            masks.append(alps(first.matrix, first.target, self.share, self.pattern))
-        polished = [self._judged("alps", on_support(first, each)) for each in masks]
-        best = min(polished, key=lambda each: each.error)
-        others = [each for each in systems if each is not first]
-        made += [best, *(self._judged("alps", on_support(each, best.weight)) for each in others)]
-        return made
+            system = systems[index]
+            masks.append(alps(system.matrix, system.target, self.share, self.pattern))
+        best = min((self._polished(systems[index], each) for each in masks), key=_error)
+        return [*made, self._best_damped(systems, index, best)]
+
+    def _polished(self, system: System, start: Array) -> Found:
+        return self._judged("alps", on_support(system, start))
+
+    def _best_damped(self, systems: Sequence[System], index: int, best: Found) -> Found:
+        """Goes on to more or less damping while held-out rows like it."""
+        for later in (systems[index + 1 :], systems[:index][::-1]):
+            first = best
+            for system in later:
+                new = self._polished(system, best.weight)
+                if new.error >= best.error:
+                    break
+                best = new
+            if best is not first:
+                break
+        return best
 
     def _sparsegpt(self, damped: System) -> Array:
         """Frantar and Alistarh, "SparseGPT" (2023), arXiv 2301.00774, from the weight that fits best."""
@@ -242,15 +260,17 @@ def on_support(system: System, start: Array) -> Array:
     target = (system.target * norms[:, None]).astype(np.float32)
     rest = np.where(kept, gram @ (target - weight), np.float32(0.0))
     step, size = rest, np.square(rest).sum(axis=0)
-    least = _EXACT * np.maximum(size, np.finfo(np.float32).tiny)
+    least = np.maximum(_EXACT * size, np.finfo(np.float32).tiny)
     for _ in range(_CONJUGATE_STEPS):
-        if (size <= least).all():
-            break
         ahead = np.where(kept, gram @ step, np.float32(0.0))
-        length = size / np.maximum((step * ahead).sum(axis=0), np.finfo(np.float32).tiny)
+        curved = (step * ahead).sum(axis=0)
+        going = (size > least) & (curved > _EXACT * size)
+        if not going.any():
+            break
+        length = np.divide(size, curved, out=np.zeros_like(size), where=going)
         weight += length * step
         rest = rest - length * ahead
-        new = np.square(rest).sum(axis=0)
-        step = rest + step * (new / np.maximum(size, np.finfo(np.float32).tiny))
+        new = np.where(going, np.square(rest).sum(axis=0), size)
+        step = rest + step * np.divide(new, size, out=np.zeros_like(size), where=going)
         size = new
     return np.where(kept, weight.astype(np.float64), 0.0) / norms[:, None]
