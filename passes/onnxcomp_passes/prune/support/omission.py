@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Replacement = Literal["none", "scale", "linear", "auto"]
 # A matrix stands in for what has at least twice its numbers.
 _CHEAPER = 2
+# Numbers of a value that stand-ins are fitted to, and of all values.
+_NUMBERS, _ALL_NUMBERS = 1 << 22, 1 << 27
 # Decibels that nodes in the place of nothing have to bring.
 _WORTH = 0.1
 
@@ -80,6 +82,7 @@ class Omissions:
     _now: dict[ir.Value, ir.Value] = field(default_factory=dict)
     _wanted: dict[str, Observed] = field(default_factory=dict)
     _given: dict[str, Observed] = field(default_factory=dict)
+    _room: int = 0
     _noise: float = 0.0
     _share: float = 1.0
     _best: dict[Piece, Form] = field(default_factory=dict)
@@ -120,9 +123,10 @@ class Omissions:
         forms = [(f, p.axis) for p in pieces for f in p.forms if self._is_possible(p, f)]
         now = {self._current(form.start).name or "": axis for form, axis in forms}
         threads = self.ctx.threads
-        self._given = observe(self.ctx.model, now, self.fitted_on, threads)
+        self._room = self._room or min(_NUMBERS, _ALL_NUMBERS // max(len(forms), 1))
+        self._given = observe(self.ctx.model, now, self.fitted_on, threads, self._room)
         missing = {form.wanted: a for form, a in forms if form.wanted not in self._wanted}
-        self._wanted.update(observe(self.before, missing, self.fitted_on, threads))
+        self._wanted.update(observe(self.before, missing, self.fitted_on, threads, self._room))
 
     def _current(self, value: ir.Value) -> ir.Value:
         """Returns what stands for a value now."""

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
     _Part = tuple[NDArray[Any], tuple[int, ...], np.dtype[Any]]
 
-# Rows of all samples together, and numbers in them.
-_ROWS, _NUMBERS = 4096, 1 << 22
+# Rows of all samples together.
+_ROWS = 4096
 _HELD_OUT = 4
 # Shares of the mean square of the inputs, small ones first.
 _RIDGES = (1e-6, 1e-3, 1e-2, 1e-1, 1.0)
@@ -112,6 +112,7 @@ def observe(
     axes: Mapping[str, int],
     samples: Sequence[Mapping[str, np.ndarray]],
     threads: int,
+    numbers: int,
 ) -> dict[str, Observed]:
     """Runs a model and returns what some values held: the same places of each sample in any model.
 
@@ -120,6 +121,7 @@ def observe(
         axes: For the names of values the axis of channels.
         samples: Feeds.
         threads: Threads of the session.
+        numbers: How many numbers of a value are kept; the same ones for the same number.
     """
     names = list(axes)
     fed = {spec.name for spec in model.signature().inputs}
@@ -131,14 +133,15 @@ def observe(
             for name in names:
                 value = values[name]
                 if isinstance(value, np.ndarray) and value.ndim > 1 and value.dtype.kind == "f":
-                    rows = _picked(value, axes[name], index, len(samples))
+                    room = numbers // value.shape[axes[name]] if value.size else 0
+                    room = max(1, min(_ROWS, room) // len(samples))
+                    rows = _picked(value, axes[name], index, room)
                     found[name].append((rows, value.shape, value.dtype))
     return {name: _joined(parts) for name, parts in found.items() if len(parts) == len(samples)}
 
 
-def _picked(value: NDArray[Any], axis: int, sample: int, count: int) -> NDArray[Any]:
+def _picked(value: NDArray[Any], axis: int, sample: int, room: int) -> NDArray[Any]:
     rows = np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis])
-    room = max(1, min(_ROWS, _NUMBERS // max(rows.shape[1], 1)) // count)
     if len(rows) > room:
         rows = rows[np.random.default_rng(sample).choice(len(rows), room, replace=False)]
     return rows.astype(np.float32)
