@@ -141,7 +141,8 @@ class _Round:
         self._removal = Removal(ctx, self._shapes)
         self._judge = Judge(channels, constancy, likeness, self._removal)
         self.merged = 0
-        self.removed = sum(self._drop(group) for group in channels.groups)
+        # Backwards: what is read for the sake of channels that go is seen to be unread at once.
+        self.removed = sum(self._drop(group) for group in reversed(channels.groups))
         if self.removed:
             self._apply()
 

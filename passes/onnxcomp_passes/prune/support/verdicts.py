@@ -139,6 +139,10 @@ class Judge:
         if weight is None:
             return zeros
         others = tuple(place for place in range(weight.ndim) if place != axis)
+        for place in others:
+            # What reads for channels that go does not count any more.
+            kept = self._removal.kept(value, place)
+            weight = weight if kept is None else weight.compress(kept, place)
         nothing: Array = zeros | ~(weight != 0).any(others)
         return nothing
 
