@@ -116,7 +116,8 @@ class PruneChannels(Goals):
     What the model's outputs lose: `measured` (channels taken out for a try, less what others make up for),
     `confidence` (agreement of several of these, each weighed by how well it foretells what is measured).
     `random`: nothing, for comparison.
-    `auto` is `obs` with samples (`measured` without `reconstruct`), and `l2` without samples."""
+    `auto` is `obs` with samples (`measured` without `reconstruct`, or where channels are the state of a
+    recurrent layer), and `l2` without samples."""
     spread: Literal["auto", "uniform", "global", "efficient"] = "auto"
     """Where channels go: `uniform`, the same share of each group, `global`, what matters least anywhere, or
     `efficient`, what matters least for the arithmetic or the weights that it saves; `auto` is what comes

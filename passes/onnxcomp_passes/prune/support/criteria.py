@@ -10,6 +10,7 @@ import numpy as np
 from onnxcomp.errors import SamplesError
 from onnxcomp.ir.ops import array
 from onnxcomp_passes.prune.support.activity import CARRIED, Observation, Observed
+from onnxcomp_passes.prune.support.ends import ends_of
 from onnxcomp_passes.prune.support.evidence import agreement, measured_costs
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def unit_scores(
         SamplesError: The criterion looks at samples, and there are none.
     """
     if name == "auto":
-        name = "l2" if ctx.samples is None else "obs" if fitted else "measured"
+        name = _best(ctx, channels, fitted=fitted)
     groups = dict(enumerate(channels.groups))
     if name not in _OBSERVED:
         weighed = cast("Criterion", name)
@@ -82,6 +83,14 @@ def unit_scores(
         observation = Observation.make(ctx, channels, samples)
         found, ends = observation.costs(cast("Observed", name)), observation
     return _completed(ctx, channels, found, ends, carried=name in CARRIED)
+
+
+def _best(ctx: Context, channels: ChannelMap, *, fitted: bool) -> CriterionName:
+    """What `auto` is. What a recurrence makes of an error, no look at single layers can tell."""
+    if ctx.samples is None:
+        return "l2"
+    recurs = any(end.reads_itself for each in ends_of(channels).values() for end in each)
+    return "obs" if fitted and not recurs else "measured"
 
 
 def _measured(

@@ -153,4 +153,4 @@ class _Gates:
 
 def _masked(end: End) -> tuple[ir.Value, int]:
     """The operand that is masked: of a recurrence, which reads its own output, the weight."""
-    return end.other if end.source[0].producer() is end.node else end.source
+    return end.other if end.reads_itself else end.source

@@ -41,6 +41,11 @@ class End:
         """Whether the other operand is a constant."""
         return constant(self.other[0]) is not None
 
+    @property
+    def reads_itself(self) -> bool:
+        """Whether this is a recurrence: what it reads is what it gave before."""
+        return self.source[0].producer() is self.node
+
     def strengths(self, power: int, size: int) -> Array:
         """Returns for each position of the source the sum of |w|^power of the weights that read it.
 
