@@ -15,7 +15,7 @@ from onnxcomp.ir.ops import constant
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from onnxcomp.analysis.channels import ChannelMap, Group
+    from onnxcomp.analysis.channels import Barrier, ChannelMap, Group
     from onnxcomp.analysis.channels.space import Prefer
     from onnxcomp.analysis.cost import NodeCost
     from onnxcomp.ir import Model, ir
@@ -32,6 +32,8 @@ class GroupRow:
         parameters: Numbers in weights that belong to them.
         flops: Arithmetic of the nodes that make or read them; None when a shape is not known.
         mixed: Why removing one changes what the others compute, if it does.
+        scaled: Why removing one may round the others in another way, if it does.
+        weights: Axes of weights that lose positions, such as `conv1.weight axis 0 (64)`.
     """
 
     units: int
@@ -40,6 +42,8 @@ class GroupRow:
     parameters: int
     flops: int | None
     mixed: tuple[str, ...]
+    scaled: tuple[str, ...]
+    weights: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,12 @@ class BarrierRow:
 
     Attributes:
         reason: The reason.
-        weights: Axes of weights, such as `conv1.weight axis 0 (64)`.
+        parameters: Numbers in these weights; a weight that is kept for two reasons counts for both.
+        weights: Axes of weights, the largest weights first.
     """
 
     reason: str
+    parameters: int
     weights: tuple[str, ...]
 
 
@@ -61,7 +67,7 @@ class ChannelReport:
 
     Attributes:
         groups: Channels that can go, those with the most parameters first.
-        barriers: Why other axes of weights cannot, those with the most weights first.
+        barriers: Why other axes of weights cannot, those with the most parameters first.
         parameters: Numbers in all weights of the model.
         reachable: Those that belong to some group.
     """
@@ -103,12 +109,14 @@ def channel_report(
 def _group(channels: ChannelMap, group: Group, costs: dict[ir.Node, NodeCost]) -> GroupRow:
     makers: dict[ir.Node, None] = {}
     readers: dict[ir.Node, None] = {}
+    weights: list[str] = []
     parameters = 0
     for member in group.members:
         key = (member.value, member.axis)
         tensor = constant(member.value)
         if tensor is None:
             continue
+        weights.append(_axis(member.value, member.axis))
         size = tuple(tensor.shape.numpy())[member.axis]
         parameters += tensor.size * member.positions.size // max(size, 1)
         if key in channels.producers:
@@ -124,6 +132,8 @@ def _group(channels: ChannelMap, group: Group, costs: dict[ir.Node, NodeCost]) -
         parameters,
         sum(known) if len(known) == len(counts) else None,
         group.mixed,
+        group.scaled,
+        tuple(weights),
     )
 
 
@@ -131,18 +141,33 @@ def _name(node: ir.Node) -> str:
     return node.name or f"{node.op_type} {node.outputs[0].name}"
 
 
+def _axis(value: ir.Value, axis: int) -> str:
+    shape = () if value.const_value is None else value.const_value.shape.numpy()
+    return f"{value.name} axis {axis} ({shape[axis] if axis < len(shape) else '?'})"
+
+
 def _barriers(channels: ChannelMap) -> tuple[BarrierRow, ...]:
-    found: dict[str, list[str]] = defaultdict(list)
+    found: dict[str, dict[ir.Value, list[int]]] = defaultdict(dict)
+    known = {value for value, _ in (*channels.producers, *channels.consumers)}
     for barrier in channels.barriers():
-        key = (barrier.value, barrier.axis)
-        tensor = barrier.value.const_value if barrier.value.is_initializer() else None
-        replaceable = (
-            tensor is not None and constant(barrier.value) is None and tensor.shape.rank() > 1
-        )
-        if tensor is not None and (
-            replaceable or key in channels.producers or key in channels.consumers
-        ):
-            size = tuple(tensor.shape.numpy())[barrier.axis]
-            found[barrier.reason].append(f"{barrier.value.name} axis {barrier.axis} ({size})")
-    rows = (BarrierRow(reason, tuple(weights)) for reason, weights in found.items())
-    return tuple(sorted(rows, key=lambda row: -len(row.weights)))
+        if _is_told(channels, barrier, known):
+            found[barrier.reason].setdefault(barrier.value, []).append(barrier.axis)
+    rows = []
+    for reason, axes in found.items():
+        sizes = {value: value.const_value.size if value.const_value else 0 for value in axes}
+        ordered = sorted(axes, key=lambda value: -sizes[value])
+        names = [_axis(value, axis) for value in ordered for axis in axes[value]]
+        rows.append(BarrierRow(reason, sum(sizes.values()), tuple(names)))
+    return tuple(sorted(rows, key=lambda row: -row.parameters))
+
+
+def _is_told(channels: ChannelMap, barrier: Barrier, known: set[ir.Value]) -> bool:
+    """Whether an axis is one that a user would expect to be prunable: channels, not windows."""
+    tensor = barrier.value.const_value if barrier.value.is_initializer() else None
+    if tensor is None:
+        return False
+    key = (barrier.value, barrier.axis)
+    if key in channels.producers or key in channels.consumers:
+        return True
+    # Weights of operators that no rule knows have no role; those of known ones do, in other axes.
+    return tensor.shape.rank() > 1 and barrier.value not in known

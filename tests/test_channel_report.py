@@ -26,9 +26,10 @@ def test_groups_with_their_cost_and_barriers_with_their_reason() -> None:
     # Two operations per weight and position; an open batch counts as one.
     assert group.flops == 2 * 64 * (6 * 3 + 5 * 6)
     assert found.reachable == found.parameters == group.parameters
-    assert [(barrier.reason, barrier.weights) for barrier in found.barriers] == [
-        ("it is an input of the model", ("w axis 1 (3)",)),
-        ("it is an output of the model", ("v axis 0 (5)",)),
+    assert group.weights == ("w axis 0 (6)", "b axis 0 (6)", "v axis 1 (6)")
+    assert [(row.reason, row.parameters, row.weights) for row in found.barriers] == [
+        ("it is an output of the model", 30, ("v axis 0 (5)",)),
+        ("it is an input of the model", 18, ("w axis 1 (3)",)),
     ]
 
 
@@ -44,4 +45,38 @@ def test_weights_that_a_caller_may_replace_stay() -> None:
         )
     )
     assert not found.groups
-    assert any("w axis 1 (2)" in barrier.weights for barrier in found.barriers)
+    (barrier,) = [row for row in found.barriers if "w axis 1 (2)" in row.weights]
+    assert "fix-signature" in barrier.reason
+
+
+def test_weights_of_operators_that_are_not_understood() -> None:
+    found = channel_report(
+        Model.load(
+            text.model(
+                """<ir_version: 10, opset_import: ["" : 21, "my.own" : 1]>
+                g (float[1, 3] x) => (float[1, 4] y) <float[3, 8] w, float[8, 4] v> { y = my.own.Layers (x, w, v) }"""
+            )
+        )
+    )
+    (row,) = found.barriers
+    assert "nothing is known of the operator" in row.reason
+    assert row.weights == ("v axis 0 (8)", "v axis 1 (4)", "w axis 0 (3)", "w axis 1 (8)")
+
+
+def test_a_quantized_model_names_its_layers() -> None:
+    found = channel_report(
+        Model.load(
+            text.model(
+                """g (float[1, 3] x) => (float[1, 4] y)
+                <int8[3, 8] w, float[8] ws, int8[4, 8] v, float[4] vs> {
+                  u = DequantizeLinear <axis = 1> (w, ws)
+                  [first] p = MatMul (x, u)
+                  d = DequantizeLinear <axis = 0> (v, vs)
+                  t = Transpose <perm = [1, 0]> (d)
+                  [second] y = MatMul (p, t)
+                }"""
+            )
+        )
+    )
+    (group,) = found.groups
+    assert (group.units, group.layers, group.readers) == (8, ("first",), ("second",))

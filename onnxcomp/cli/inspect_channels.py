@@ -31,13 +31,18 @@ def show(path: Path, dims: Mapping[str, int]) -> None:
 
 
 def _draw(console: Console, found: ChannelReport) -> None:
+    from onnxcomp.report.units import number
+
     share = found.reachable / found.parameters if found.parameters else 0.0
     console.print(
         f"{len(found.groups)} groups of channels; {share:.0%} of {found.parameters:,} parameters belong to one"
     )
     _groups(console, found)
     for barrier in found.barriers:
-        console.print(f"kept: {barrier.reason}", markup=False)
+        at_stake = (
+            f"{number(barrier.parameters)} parameters" if barrier.parameters else "parameters"
+        )
+        console.print(f"kept, {at_stake}: {barrier.reason}", markup=False)
         console.print(f"    {_some(barrier.weights)}", markup=False)
 
 
@@ -55,7 +60,7 @@ def _groups(console: Console, found: ChannelReport) -> None:
         table.add_column(name)
     for row in rows:
         flops = "?" if row.flops is None else number(row.flops)
-        texts = (_some(row.layers), _some(row.readers), "; ".join(row.mixed))
+        texts = (_some(row.layers), _some(row.readers), "; ".join((*row.mixed, *row.scaled)))
         table.add_row(str(row.units), number(row.parameters), flops, *map(Text, texts))
     if rows:
         console.print(table)

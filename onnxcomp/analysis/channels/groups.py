@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from onnxcomp.ir import Model, ir
 
 
+# Initializers that are inputs as well, and those that something outside the graph refers to.
+REPLACEABLE = "a caller may replace it (the pass fix-signature makes such weights constants)"
+
+
 @dataclass(frozen=True)
 class Member:
     """An axis of a value that a group runs through.
@@ -205,7 +209,13 @@ def _apply(site: Site) -> None:
 def _close(model: Model, space: Space, shapes: ShapeMap) -> None:
     """Keeps what belongs to others: inputs, outputs, weights that a caller may replace, functions."""
     graph = model.graph
-    owned = [(value, "it is an input of the model") for value in graph.inputs]
+    owned = [
+        (value, REPLACEABLE)
+        for scope in ir_graphs(model.core)
+        for value in scope.initializers.values()
+        if OVERRIDABLE in value.meta or PROTECTED in value.meta
+    ]
+    owned += [(value, "it is an input of the model") for value in graph.inputs]
     owned += [(value, "it is an output of the model") for value in graph.outputs]
     for function in model.core.functions.values():
         owned += [
@@ -213,12 +223,6 @@ def _close(model: Model, space: Space, shapes: ShapeMap) -> None:
             for node in function
             for value in (*node.inputs, *node.outputs)
             if value
-        ]
-    for scope in ir_graphs(model.core):
-        owned += [
-            (value, "a caller may replace it")
-            for value in scope.initializers.values()
-            if OVERRIDABLE in value.meta or PROTECTED in value.meta
         ]
     for value, reason in owned:
         for axis, size in enumerate(shapes.shape(value) or ()):

@@ -37,6 +37,9 @@ def gather(site: Site) -> None:
         return
     site.keep(source[axis], _PICKED)
     site.tie_all(picked, out[axis : axis + count])
+    for place in range(len(source)):
+        if place != axis:
+            site.makes(site.input(0), place)
 
 
 def gather_elements(site: Site) -> None:
