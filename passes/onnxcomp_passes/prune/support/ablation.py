@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -114,10 +114,15 @@ def _collect(
         for feeds in samples:
             values = {**feeds, **(session.run(feeds, tapped) if tapped else {})}
             for layer in layers:
-                for rows in layer.rows.pieces(values[layer.source.name or ""], _ROWS):
+                source = values.get(layer.source.name or "")
+                for rows in layer.rows.pieces(source, _ROWS) if _is_full(source) else ():
                     empty = np.zeros((layer.groups, layer.depth))
                     found.setdefault(layer.node, _Rows(empty, empty.copy())).add(rows)
     return {node: rows for node, rows in found.items() if rows.count}
+
+
+def _is_full(value: Any) -> TypeGuard[Array]:  # noqa: ANN401 - what a session gives
+    return isinstance(value, np.ndarray) and value.size > 0
 
 
 def _reader(end: End, layer: Layer, rows: _Rows) -> Reader:
@@ -202,10 +207,7 @@ class Ablation:
         shares = []
         for feeds, wanted in zip(self.samples, self._wanted, strict=True):
             given = self._run(feeds, states)
-            for name, value in wanted.items():
-                same = name in given and given[name].shape == value.shape
-                lost = float(np.square(given[name] - value).sum()) if same else np.inf
-                shares.append(lost / max(float(np.square(value).sum()), _TINY))
+            shares += [_lost(value, given.get(name)) for name, value in wanted.items()]
         found = float(np.mean(shares)) if shares else np.inf
         return found if np.isfinite(found) else np.inf
 
@@ -221,6 +223,15 @@ class Ablation:
                 total = shares[gone[index]].sum(axis=0)
                 states[name] += total.reshape(states[name].shape).astype(states[name].dtype)
         return states
+
+
+def _lost(wanted: Array, given: Array | None) -> float:
+    """Returns the power of what differs, as a share; what is no number at first does not count."""
+    if given is None or given.shape != wanted.shape:
+        return np.inf
+    known = np.isfinite(wanted)
+    power = float(np.square(wanted[known]).sum())
+    return float(np.square(given[known] - wanted[known]).sum()) / max(power, _TINY)
 
 
 @dataclass(eq=False)

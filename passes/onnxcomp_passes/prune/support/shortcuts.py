@@ -131,7 +131,7 @@ def observe(
         for index, feeds in enumerate(samples):
             values = {**feeds, **(session.run(feeds, tapped) if tapped else {})}
             for name in names:
-                value = values[name]
+                value = values.get(name)
                 if isinstance(value, np.ndarray) and value.ndim > 1 and value.dtype.kind == "f":
                     room = numbers // value.shape[axes[name]] if value.size else 0
                     room = max(1, min(_ROWS, room) // len(samples))
