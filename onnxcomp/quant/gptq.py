@@ -290,5 +290,6 @@ def _kept(
         cost = cost.reshape(-1, rows, cost.shape[1] // columns, columns).sum(axis=(1, 3))
     gone = round(sparsity * cost.size)
     keep = np.ones(cost.size, np.bool_)
-    keep[np.argsort(cost, axis=None, kind="stable")[:gone]] = False
+    if gone:
+        keep[np.argpartition(cost, gone - 1, axis=None)[:gone]] = False
     return keep.reshape(cost.shape).repeat(rows, axis=0).repeat(columns, axis=1)

@@ -181,8 +181,11 @@ def _curve(layer: Layer, gram: Gram, sparsity: float, levels: NDArray[Any]) -> N
     return curve
 
 
-def _changed(layer: Layer, gram: Gram, sparsity: float) -> NDArray[np.float64]:
-    parts = [_zeroed(weight, matrix, sparsity) for weight, matrix in _parts(layer, gram)]
+def _changed(layer: Layer, gram: Gram, sparsity: float) -> NDArray[np.float32]:
+    parts = [
+        _zeroed(weight, matrix, sparsity).astype(np.float32)
+        for weight, matrix in _parts(layer, gram)
+    ]
     return np.stack(parts)
 
 

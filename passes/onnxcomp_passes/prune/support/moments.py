@@ -64,14 +64,12 @@ class Moments:
     @property
     def gram(self) -> Array:
         """X^T X; of the rows without their mean where there is a bias."""
-        found: Array = self._xx - self._outer(self._x)
-        return found
+        return self._xx - self._outer(self._x) if self.biased else self._xx
 
     @property
     def cross(self) -> Array:
         """X^T Y, without means where there is a bias."""
-        found: Array = self._xy - self._outer(self._y)
-        return found
+        return self._xy - self._outer(self._y) if self.biased else self._xy
 
     @property
     def power(self) -> Array:
@@ -87,8 +85,9 @@ class Moments:
         found: Array = np.maximum(self._yy - means, 0.0)
         return found
 
-    def _outer(self, total: Array) -> Any:  # noqa: ANN401 - an array, or 0
-        return self._x.transpose(0, 2, 1) @ total / max(self.count, 1) if self.biased else 0.0
+    def _outer(self, total: Array) -> Array:
+        found: Array = self._x.transpose(0, 2, 1) @ total / max(self.count, 1)
+        return found
 
     def bias(self, weight: NDArray[Any]) -> Array | None:
         """Returns the bias (groups, N) that makes the mean of each output right, if there is one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -101,8 +101,7 @@ class Problem:
             return made
         masks = [starts[index].weight]
         if len(gram) <= _WIDEST:
-            system = systems[index]
-            masks.append(alps(system.matrix, system.target, self.share, self.pattern))
+            masks.append(alps(systems[index], self.share, self.pattern))
         best = min((self._polished(systems[index], each) for each in masks), key=_error)
         return [*made, self._best_damped(systems, index, best)]
 
@@ -126,7 +125,7 @@ class Problem:
         """Frantar and Alistarh, "SparseGPT" (2023), arXiv 2301.00774, from the weight that fits best."""
         pattern = self.pattern
         goal: Any = (pattern.kept, pattern.width) if pattern.width else self.share
-        found = sparsegpt(damped.target, damped.matrix, goal, damping=0.0, tile=pattern.tile)
+        found = sparsegpt(damped.target, damped.matrix(), goal, damping=0.0, tile=pattern.tile)
         return found.astype(np.float64)
 
     def _judged(self, way: Way, weight: Array) -> Found:
@@ -140,12 +139,28 @@ class System:
     """What a weight without zeros would solve.
 
     Attributes:
-        matrix: X^T X with a part of its mean added to the diagonal.
+        gram: X^T X.
+        penalty: What is added to its diagonal.
         target: The weight that fits best.
     """
 
-    matrix: Array
+    gram: Array
+    penalty: float
     target: Array
+
+    def matrix(self) -> Array:
+        """Returns the damped matrix; it is not kept, being as large as anything here."""
+        found = self.gram.copy()
+        np.einsum("ii->i", found)[...] += self.penalty
+        return found
+
+    def scaled(self) -> tuple[NDArray[np.float32], Array]:
+        """Returns the damped matrix with ones on its diagonal, and what its rows were divided by."""
+        found = self.matrix()
+        norms = np.sqrt(np.diagonal(found))
+        found /= norms
+        found /= norms[:, None]
+        return found.astype(np.float32), norms[:, None]
 
 
 def refitted(
@@ -199,16 +214,15 @@ def _damped(gram: Array, cross: Array, weight: NDArray[Any], damping: float) -> 
     mean = float(np.mean(np.diagonal(gram))) if gram.size else 0.0
     if not (np.isfinite(mean) and mean > 0.0):
         return None
-    matrix = gram.copy()
-    np.einsum("ii->i", matrix)[...] += damping * mean
     near = weight.astype(np.float64)
+    found = System(gram, damping * mean, near)
     try:
-        return System(matrix, near + np.linalg.solve(matrix, cross - gram @ near))
+        return replace(found, target=near + np.linalg.solve(found.matrix(), cross - gram @ near))
     except np.linalg.LinAlgError:
         return None
 
 
-def alps(gram: Array, weight: Array, share: float, pattern: Pattern) -> Array:
+def alps(system: System, share: float, pattern: Pattern) -> Array:
     """Returns a weight with zeros, found by the alternating direction method of multipliers.
 
     Meng et al., "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models"
@@ -216,14 +230,12 @@ def alps(gram: Array, weight: Array, share: float, pattern: Pattern) -> Array:
     them together. Zeros are chosen for the layer as a whole and may move until the end.
 
     Args:
-        gram: X^T X, (K, K), positive definite.
-        weight: (K, N), the best one without zeros.
+        system: What it would solve without zeros.
         share: Share of zeros.
         pattern: Where they may be.
     """
-    norms = np.sqrt(np.diagonal(gram))
-    scaled = (gram / np.outer(norms, norms)).astype(np.float32)
-    wanted = (weight * norms[:, None]).astype(np.float32)
+    scaled, norms = system.scaled()
+    wanted = (system.target * norms).astype(np.float32)
     values, vectors = np.linalg.eigh(scaled)
     values = np.maximum(values, 0.0)[:, None]
     turned = np.ascontiguousarray(vectors.T)
@@ -243,7 +255,7 @@ def alps(gram: Array, weight: Array, share: float, pattern: Pattern) -> Array:
                 break
             penalty *= next(growth for least, growth in _GROWTH if changed >= least)
             before = kept
-    return sparse.astype(np.float64) / norms[:, None]
+    return sparse.astype(np.float64) / norms
 
 
 def on_support(system: System, start: Array) -> Array:
@@ -253,11 +265,10 @@ def on_support(system: System, start: Array) -> Array:
         system: What it would solve without zeros.
         start: (K, N), where its zeros are and where to begin.
     """
-    norms = np.sqrt(np.diagonal(system.matrix))
-    gram = (system.matrix / np.outer(norms, norms)).astype(np.float32)
+    gram, norms = system.scaled()
     kept = start != 0
-    weight = (start * norms[:, None]).astype(np.float32)
-    target = (system.target * norms[:, None]).astype(np.float32)
+    weight = (start * norms).astype(np.float32)
+    target = (system.target * norms).astype(np.float32)
     rest = np.where(kept, gram @ (target - weight), np.float32(0.0))
     step, size = rest, np.square(rest).sum(axis=0)
     least = np.maximum(_EXACT * size, np.finfo(np.float32).tiny)
@@ -273,4 +284,4 @@ def on_support(system: System, start: Array) -> Array:
         new = np.where(going, np.square(rest).sum(axis=0), size)
         step = rest + step * np.divide(new, size, out=np.zeros_like(size), where=going)
         size = new
-    return np.where(kept, weight.astype(np.float64), 0.0) / norms[:, None]
+    return np.where(kept, weight.astype(np.float64), 0.0) / norms

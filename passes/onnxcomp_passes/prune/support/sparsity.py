@@ -95,8 +95,10 @@ def mask(
             chosen[np.argpartition(scores, drop - 1, axis=None)[:drop]] = False
         return chosen.reshape(scores.shape)
     drop = round(inputs * sparsity)
-    order = np.argsort(np.argsort(scores, axis=0, kind="stable"), axis=0)
-    anywhere: NDArray[np.bool_] = order >= drop
+    anywhere = np.ones(scores.shape, np.bool_)
+    if drop:
+        lowest = np.argpartition(scores, drop - 1, axis=0)[:drop]
+        np.put_along_axis(anywhere, lowest, values=False, axis=0)
     return anywhere
 
 
