@@ -276,3 +276,27 @@ def test_channels_suit_the_kernels() -> None:
         settled = Pipeline((ShrinkChannels(multiple=multiple),)).run(result.model)
         assert not settled.changed
     assert left == {None: 8, 1: 5, 2: 6, 3: 6}
+
+
+LOOP = """g (float[1, 3] x, float[1, 4] start) => (float[1, 2] y, float[3, 1, 1] each)
+    <float[3, 4] w = {1, 0, 2, 3, 4, 0, 5, 6, 7, 0, 8, 9}, float[4, 4] u = {1, 0, 2, 3, 4, 0, 5, 6, 7, 0, 8, 9, 1, 0, 2, 3},
+     float[4, 2] v, int64 count = {3}, bool go = {1}, float[1, 4] zeros = {0, 0, 0, 0}, float[4, 1] k> {
+      h, each = Loop (count, go, FIRST) <body = b (int64 i, bool c, float[1, 4] s) => (bool d, float[1, 4] n, float[1, 1] e) {
+        d = Identity (c)
+        p = MatMul (x, w)
+        q = MatMul (s, u)
+        r = Add (p, q)
+        n = Tanh (r)
+        e = MatMul (n, k)
+      }>
+      y = MatMul (h, v)
+    }"""
+
+
+@pytest.mark.parametrize(("first", "units"), [("zeros", 3), ("start", 4)])
+def test_units_that_a_loop_carries(first: str, units: int) -> None:
+    """A unit that starts at zero stays there; one that a caller starts elsewhere does not."""
+    left = shrunk(LOOP.replace("FIRST", first))
+    assert left["w"] == [3, units]
+    assert left["u"] == [units, units]
+    assert left["v"] == [units, 2]

@@ -36,13 +36,18 @@ class ShrinkChannels(Pass):
     """Removes channels that have no effect, and the weights that make and read them.
 
     A channel goes when everybody who reads it multiplies it by zero, or when it always holds the same
-    number: that number's share moves into the bias of those who read it (where zero padding does not
-    get in between). So a network that was pruned by masks, in any framework, loses the masked
-    channels for real. Channels are followed through convolutions (grouped, depthwise, transposed),
-    matrix products, normalizations, residual sums, Concat, Split, Slice, Reshape, attention heads,
-    recurrent layers and branches; what is not understood stays.
+    number: that number's share moves into the bias of those who read it. Of channels that are equal for
+    every input, or multiples of each other, one stays, and weights are added up; where zero padding keeps
+    a constant out of the bias, one channel holds it for all. So a network that was pruned by masks, in any
+    framework, loses the masked channels for real, whatever form the masks have: zeros in weights (of
+    integers too), a product with a mask, a normalization that scales by zero, a Where. Channels are
+    followed through convolutions (grouped, depthwise, transposed), matrix products, normalizations,
+    residual sums, Concat, Split, Slice, Reshape, attention heads, embeddings, recurrent layers, branches
+    and loops; what is not understood stays. Branches that hold a constant become one, layers that hand on
+    what they read go.
 
-    Outputs agree to rounding for finite inputs. Layers keep one channel at least.
+    Outputs agree to rounding where activations are finite: zero times infinity is taken for zero, and
+    weights that are not finite are left alone. Layers keep one channel at least.
 
         x -> Conv(64 filters, 20 of them zero) -> Relu -> Conv(w[128, 64])
         x -> Conv(44 filters) -> Relu -> Conv(w[128, 44])

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import standard_op, subgraphs
+from onnxcomp.ir.ops import is_op, standard_op, subgraphs
 from onnxcomp_passes.prune.support.constant_rules import RULES, is_known_type
 from onnxcomp_passes.prune.support.relations import Relations
+from onnxcomp_passes.prune.support.repetition import repeat
 from onnxcomp_passes.prune.support.stored import weight_of
 
 if TYPE_CHECKING:
@@ -45,16 +46,27 @@ class Constancy:
         self.opset = model.opset
         self._found: dict[ir.Value, dict[int, Array]] = defaultdict(dict)
         self._uniform: dict[tuple[ir.Value, int], Array] = {}
-        self._sweep(model.graph)
+        self.sweep(model.graph)
 
-    def _sweep(self, graph: ir.Graph) -> None:
+    def sweep(self, graph: ir.Graph) -> None:
         """Looks at nodes in order, at bodies before the node that they belong to."""
         for node in graph:
+            if is_op(node, "Loop", "Scan"):
+                repeat(self, node)
+                continue
             for body in subgraphs(node):
-                self._sweep(body)
+                self.sweep(body)
             rule = RULES.get(standard_op(node) or "")
             if rule is not None and is_known_type(self.shapes, node):
                 rule(self, node)
+
+    def forget(self, graph: ir.Graph) -> None:
+        """Forgets what is known of the values of a body."""
+        for value in graph.inputs:
+            self._found.pop(value, None)
+        for node in graph:
+            for value in node.outputs:
+                self._found.pop(value, None)
 
     def of(self, value: ir.Value, axis: int) -> Array:
         """Returns the number at each position of an axis, NaN where it may vary."""
