@@ -270,6 +270,13 @@ def test_channels_that_are_not_numbers(name: str) -> None:
         assert broken.argmin() == 0
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1e18, 3e30])
+def test_samples_that_say_nothing_or_too_much(name: str, value: float) -> None:
+    [found] = scored(TINY, name, [{"x": np.full((2, 3), value, np.float32)}])
+    assert np.isfinite(found).all()
+
+
 def test_weights_stand_in_on_the_same_scale() -> None:
     ctx = context(BROKEN, [{"x": X}])
     broken, sound = both(ctx, "obd")

@@ -49,6 +49,8 @@ def removal_costs(gram: Gram, weight: Array, rows: Array) -> Array:
     """
     target = weight.astype(np.float64)
     energy = float(np.diagonal(gram.matrix) @ (target**2).sum(axis=1))
+    if not energy > 0:
+        return np.zeros(len(rows))
     rest = _Rest(np.linalg.inv(shrunk(gram.centred, gram.count)), target, rows)
     costs = np.zeros(len(rows))
     left = np.arange(len(rows))
@@ -60,7 +62,7 @@ def removal_costs(gram: Gram, weight: Array, rows: Array) -> Array:
         least = float(costs[left[gone]].max())
         rest.remove(gone)
         left = np.delete(left, gone)
-    return costs / max(energy, _TINY)
+    return costs / energy
 
 
 @dataclass(eq=False)
