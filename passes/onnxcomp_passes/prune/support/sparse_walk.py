@@ -13,8 +13,8 @@ from onnxcomp.quant.grams import checked
 from onnxcomp.quant.rounded import put_constant
 from onnxcomp.quant.segments import Walk, constant_nodes, split
 from onnxcomp_passes.prune.support.moments import Moments
-from onnxcomp_passes.prune.support.reconstruction import bias_of
 from onnxcomp_passes.prune.support.sparse_fit import Problem, refitted
+from onnxcomp_passes.prune.support.weights import bias_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
