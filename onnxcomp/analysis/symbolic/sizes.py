@@ -203,10 +203,21 @@ def reshaped(source: Sizes | None, target: Sizes, *, copies: bool) -> Sizes:
         result.append(dims.copied(wanted, here) if copies and not outside else wanted)
     if list(target).count(-1) == 1 and source is not None:
         place = target.index(-1)
-        others = dims.product([*result[:place], *result[place + 1 :]])
+        whole, others = _without_common(source, [*result[:place], *result[place + 1 :]])
         # Where the others are 0 there is no answer, and the runtime says so.
-        result[place] = dims.quotient(dims.product(source), others)
+        result[place] = dims.quotient(dims.product(whole), dims.product(others))
     return tuple(result)
+
+
+def _without_common(left: Sizes, right: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+    """Drops expressions that are factors of both; a product of sums would hide them."""
+    ones, others = list(left), []
+    for item in right:
+        if isinstance(item, dims.Dim) and item in ones:
+            ones.remove(item)
+        else:
+            others.append(item)
+    return ones, others
 
 
 def _flattened(known: Known, node: ir.Node) -> Sizes | None:
