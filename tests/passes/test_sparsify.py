@@ -494,3 +494,15 @@ def test_noise_of_the_outputs_tells_layers_apart() -> None:
     found = [*noises(source, layers, changed, feeds).values()]
     assert found[0] > 1000 * found[1] > 0
     assert found[0] == pytest.approx(4 * 0.25, rel=0.1)
+
+
+@pytest.mark.parametrize("sparsity", [0.03, 0.2, 0.9, 0.99])
+def test_any_share_is_reached(sparsity: float) -> None:
+    text = """
+        g (float[4, 64] x) => (y) <float[64, 32] v, float[32, 32] w> {
+          h = MatMul (x, v) r = Relu (h) y = MatMul (r, w) }"""
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(size=(4, 64)).astype("f4")} for _ in range(16)]
+    found = weights(fitted(text, feeds, sparsity=sparsity))
+    zeros = sum((array == 0).sum() for array in found.values())
+    assert zeros / (96 * 32) == pytest.approx(sparsity, abs=0.01)

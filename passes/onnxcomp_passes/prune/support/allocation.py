@@ -60,7 +60,7 @@ def shares(
         threads: Threads of sessions.
     """
     few = samples[:_SAMPLES]
-    levels = np.arange(max(sparsity - _REACH, 0.0), min(sparsity + _REACH, _MOST) + 1e-9, _STEP)
+    levels = _levels(sparsity)
     curves, changed = {}, {}
     for layer, gram in collect_grams(model, layers, few, threads=threads):
         curves[layer.name] = _curve(layer, gram, sparsity, levels)
@@ -72,6 +72,13 @@ def shares(
     costs = {name: curve * noise.get(name, usual) for name, curve in curves.items()}
     found = spread(costs, sizes, levels, sparsity)
     return {layer.name: found.get(layer.name, sparsity) for layer in layers}
+
+
+def _levels(sparsity: float) -> NDArray[np.float64]:
+    """Shares of zeros that a layer may have: that of all, and equal steps up and down from it."""
+    down = int(min(_REACH, sparsity) / _STEP + _EXACT)
+    up = int(max(min(_REACH, _MOST - sparsity), 0.0) / _STEP + _EXACT)
+    return np.maximum(sparsity + _STEP * np.arange(-down, up + 1), 0.0)
 
 
 def noises(
