@@ -166,6 +166,9 @@ class Reconstruction:
         if twin.aside and any(now[1] is None or was[1] is None for now, was in samples):
             twin.forget()  # it is made later: the other one makes up for both
         rows = _rows(twin, samples)
+        if rows is None and twin.path is not None:
+            twin.forget()
+            rows = _rows(twin, samples)
         if rows is None:
             return False
         held_out = [] if final else rows[_HELD_OUT - 1 :: _HELD_OUT]

@@ -24,7 +24,7 @@ _STEPS = 12
 _WORTHWHILE = 0.998
 # Inputs that are fitted at once: larger layers are fitted part by part.
 _DEEPEST = 2560
-_TINY = float(np.finfo(np.float64).tiny)
+_TINY = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,16 +234,27 @@ def best_fit(problem: Problem, held_out: Problem, start: Fit) -> tuple[Fit, Choi
     if found is None:
         return None
     fit, least, choice = found
-    best = fit
     if problem.bend is not None:
+        fit, least, choice = _bent(normal, held_out, found)
+    return (fit, choice) if least < held_out.error(start) else None
+
+
+def _bent(
+    normal: Normal, held_out: Problem, found: tuple[Fit, float, Choice]
+) -> tuple[Fit, float, Choice]:
+    """Goes on towards what is behind the function that follows, as long as held-out rows like it."""
+    fit, least, choice = found
+    try:
         normal.settle(choice.ridge)
-    for step in range(1, _STEPS + 1 if problem.bend is not None else 0):
-        fit = normal.solve(problem.targets(fit), choice.ridge)
-        error = held_out.error(fit)
+    except np.linalg.LinAlgError:
+        return found
+    for step in range(1, _STEPS + 1):
+        tried = normal.solve(normal.problem.targets(fit), choice.ridge)
+        error = held_out.error(tried)
         if not error < least * _WORTHWHILE:
             break
-        best, least, choice = fit, error, Choice(choice.ridge, step)
-    return (best, choice) if least < held_out.error(start) else None
+        fit, least, choice = tried, error, Choice(choice.ridge, step)
+    return fit, least, choice
 
 
 def _ridge(normal: Normal, held_out: Problem) -> tuple[Fit, float, Choice] | None:

@@ -52,11 +52,11 @@ class Twin:
     aside: tuple[ir.Value, ir.Value] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.bias = bias_of(self.layer)
-        if is_op(self.layer.node, *_ALONG_ROWS):
-            bias = bias_of(self.before)
-            if (self.bias is None) == (bias is None):
-                self._follow(bias)
+        self.bias, bias = bias_of(self.layer), bias_of(self.before)
+        # What else adds to the output of a Conv or Gemm without such a bias is not known.
+        plain = is_op(self.layer.node, "MatMul") or (self.bias is not None and bias is not None)
+        if plain and is_op(self.layer.node, *_ALONG_ROWS) and (self.bias is None) == (bias is None):
+            self._follow(bias)
 
     @cached_property
     def _original(self) -> Fit:
