@@ -203,7 +203,8 @@ class Normal:
         Raises:
             numpy.linalg.LinAlgError: If there is no solution.
         """
-        self._inverse = ridge, np.linalg.inv(self._damped(ridge))
+        inverse: Array = np.asarray(np.linalg.inv(self._damped(ridge)), np.float64)
+        self._inverse = ridge, inverse
 
     def _damped(self, ridge: float) -> Array:
         damped = self._gram.copy()
