@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from onnxcomp.analysis.channels import Channels
+from onnxcomp.analysis.facts import Facts
+from onnxcomp.ir import Edit, Model
+from onnxcomp.passbase import Context
 from onnxcomp.quant.gram import Gram
-from onnxcomp_passes.prune.support.criteria import layer_adaptive
+from onnxcomp_passes.prune.support.criteria import layer_adaptive, unit_scores
+from onnxcomp_passes.prune.support.effects import Effects
+from onnxcomp_passes.prune.support.ends import ends_of
 from onnxcomp_passes.prune.support.products import removal_costs, shrunk
+from tests.helpers import text
 
 
 def test_layer_adaptive_magnitudes() -> None:
@@ -53,3 +61,56 @@ def test_few_rows_say_nothing_of_what_goes_together() -> None:
         beside = ~np.eye(40, dtype=bool)
         kept = np.abs(made[beside]).sum() / np.abs(centred[beside]).sum()
         assert (kept < share) == (rows is few)
+
+
+READERS = {
+    "conv": (
+        "[1, 4, 4, 4]",
+        "float[4, 6, 3, 3] b> { h = Conv (x, a) y = Conv <pads = [1, 1, 1, 1]> (h, b) }",
+    ),
+    "strided": (
+        "[1, 4, 2, 2]",
+        "float[4, 6, 2, 2] b> { h = Conv (x, a) y = Conv <strides = [2, 2]> (h, b) }",
+    ),
+    "transposed": (
+        "[1, 4, 8, 8]",
+        "float[6, 4, 2, 2] b> { h = Conv (x, a) y = ConvTranspose <strides = [2, 2]> (h, b) }",
+    ),
+    "flat": (
+        "[1, 5]",
+        "float[5, 96] b> { h = Conv (x, a) f = Flatten (h) y = Gemm <transB = 1> (f, b) }",
+    ),
+    "turned": (
+        "[16, 4]",
+        """float[6, 4] b, int64[2] p = {6, 16}> {
+            h = Conv (x, a) r = Reshape (h, p) t = Transpose <perm = [1, 0]> (r) y = MatMul (t, b) }""",
+    ),
+    "left": (
+        "[4, 16]",
+        "float[4, 6] b, int64[2] p = {6, 16}> { h = Conv (x, a) r = Reshape (h, p) y = MatMul (b, r) }",
+    ),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_first_order_is_the_slope_of_the_energy(reader: str) -> None:
+    shape, body = READERS[reader]
+    graph = f"g (float[1, 3, 4, 4] x) => (float{shape} y) <float[6, 3, 1, 1] a, {body}"
+    rng = np.random.default_rng(7)
+    sample = {"x": rng.normal(size=(1, 3, 4, 4)).astype(np.float32)}
+    model = Model.load(text.model(graph))
+    ctx = Context(model, Edit(model), Facts(model), samples=[sample], threads=1)  # type: ignore[arg-type]
+    channels = ctx.facts.get(Channels())
+    [found] = unit_scores(ctx, channels, "taylor", 0).values()
+    effects = Effects.prepare(ctx, ends_of(channels), [sample])
+    assert effects is not None
+
+    def energy(unit: int, factor: float) -> float:
+        gate = np.ones(7, np.float32)
+        gate[unit] = factor
+        made = effects.session.run({**sample, effects.names[0]: gate})
+        return float(np.square(made["y"].astype(np.float64)).sum())
+
+    # The energy is of second order in each gate: this slope is exact.
+    slopes = [(energy(unit, 2.0) - energy(unit, 0.0)) / 4 for unit in range(6)]
+    np.testing.assert_allclose(found, np.abs(slopes) / energy(0, 1.0), rtol=1e-3, atol=1e-5)

@@ -69,7 +69,19 @@ class Observation:
         return cls(ctx, ends, known, samples, broken)
 
     def costs(self, criterion: Observed) -> dict[int, Array]:
-        """Returns what removing each unit costs, by the index of the group; without what was not seen."""
+        """Returns what removing each unit costs, by the index of the group; without what was not seen.
+
+        With x what a unit carries into a weight w, sums over the positions and outputs of the unit, all as
+        shares of the same sum over all units: `wanda` sum |w| sqrt(E x^2), `obd` sum w^2 E x^2,
+        `fluctuation` sum w^2 Var x. The layer's squared error has the Hessian X^T X, and
+        w^2 E x^2 is its diagonal times w^2: the saliency of OBD is that of Wanda squared, and it is what
+        the output loses if products do not correlate. `taylor` is <Y_s, Y> / |Y|^2 with Y_s the unit's
+        part of the output Y. `obs` takes all of the Hessian. Products of two activations (attention) count
+        with the mean square of the one for w^2. What several readers say is added up.
+
+        Args:
+            criterion: What to judge by.
+        """
         if criterion in CARRIED:
             return self._carried(criterion)
         known = self._from_grams(criterion) if criterion in {"taylor", "obs"} else {}
