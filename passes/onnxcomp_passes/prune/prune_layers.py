@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # Every fourth sample judges; the others are what stand-ins are fitted to.
 _HELD_OUT = 4
+# As many are enough to tell blocks apart.
+_JUDGING = 16
 
 
 class PruneLayers(Goals):
@@ -146,7 +148,7 @@ class PruneLayers(Goals):
         """Removes blocks until the goal is reached; returns them."""
         gauge = self.gauge(ctx)
         enough = self._enough(len(pieces))
-        held_out = samples[_HELD_OUT - 1 :: _HELD_OUT] or samples
+        held_out = (samples[_HELD_OUT - 1 :: _HELD_OUT] or samples)[:_JUDGING]
         rest = [each for index, each in enumerate(samples) if index % _HELD_OUT != _HELD_OUT - 1]
         done: list[Left] = []
         with (
@@ -168,7 +170,8 @@ class PruneLayers(Goals):
                     break
             if len(done) < enough and not _is_reached(gauge, ctx.model):
                 self._say_less(ctx, done)
-        ctx.edit.count("blocks removed", len(done))
+        if done:
+            ctx.edit.count("blocks removed", len(done))
         return done
 
     def _enough(self, pieces: int) -> float:
