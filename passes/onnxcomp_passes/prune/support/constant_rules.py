@@ -47,7 +47,7 @@ _EXACT: dict[str, np.ufunc] = {
 
 def is_known_type(shapes: ShapeMap, node: ir.Node) -> bool:
     """Whether an operator puts out numbers that are followed: floating point, and quantized ones."""
-    dtype = shapes.dtype(node.outputs[0])
+    dtype = next((shapes.dtype(output) for output in node.outputs if output.name), None)
     hands_on = MOVES | {"QuantizeLinear", "MaxPool", "GlobalMaxPool"}
     return dtype in FLOATS or (dtype in _INTEGERS and standard_op(node) in hands_on)
 
@@ -193,7 +193,7 @@ def _computed(constancy: Constancy, node: ir.Node, held: Array, *, spread: bool)
 
     exact = _EXACT.get(node.op_type)
     if node.op_type == "Relu":
-        return np.maximum(held[0], 0.0)
+        return np.asarray(np.maximum(held[0], 0.0), np.float64)
     if exact is not None and len(held) == exact.nin:
         dtype = constancy.shapes.dtype(node.inputs[0]) or ir.DataType.FLOAT
         with np.errstate(all="ignore"):
