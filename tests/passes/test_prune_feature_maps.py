@@ -64,9 +64,9 @@ def notes(result: Result, code: str) -> list[str]:
 
 
 def size(result: Result, name: str = "w") -> int:
-    shape = result.model.graph.initializers[name].shape
-    assert shape is not None
-    return int(shape[0])
+    tensor = result.model.graph.initializers[name].const_value
+    assert tensor is not None
+    return len(tensor.numpy())
 
 
 def dead(places: list[int]) -> Any:

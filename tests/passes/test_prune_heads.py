@@ -277,3 +277,37 @@ def test_seeded_inputs_of_a_float16_model() -> None:
     samples = [seeded_feeds(proto, seed) for seed in range(8)]
     result = Pipeline((PruneHeads(ratio=0.5),)).run(proto, samples=samples)
     assert shapes(result.model)["wo"] == [6, 5]
+
+
+@pytest.mark.parametrize(
+    ("operator", "imports", "kept"),
+    [
+        (
+            "Attention <q_num_heads = 4, kv_num_heads = 2>",
+            '"" : 23',
+            {"q_num_heads": 2, "kv_num_heads": 1},
+        ),
+        (
+            "com.microsoft.MultiHeadAttention <num_heads = 4>",
+            '"" : 21, "com.microsoft" : 1',
+            {"num_heads": 2},
+        ),
+    ],
+)
+def test_operators_that_know_their_heads(operator: str, imports: str, kept: dict[str, int]) -> None:
+    size = 12 if "kv" not in operator else 6
+    graph = f"""<ir_version: 10, opset_import: [{imports}]>
+      g (float[2, 6, 8] x) => (float[2, 6, 5] y)
+        <float[8, 12] wq, float[8, {size}] wk, float[8, {size}] wv, float[12, 5] wo> {{
+          q = MatMul (x, wq)
+          k = MatMul (x, wk)
+          v = MatMul (x, wv)
+          a = {operator} (q, k, v)
+          y = MatMul (a, wo)
+        }}"""
+    proto = text.model(graph)
+    result = pruned(proto, ratio=0.5)
+    assert shapes(result.model)["wo"] == [6, 5]
+    node = next(node for node in result.model.graph if "Attention" in node.op_type)
+    assert {name: node.attributes[name].value for name in kept} == kept
+    assert np.isfinite(decibels(proto, result, 6))
