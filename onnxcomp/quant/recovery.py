@@ -131,6 +131,11 @@ class Judge:
 
         Not that of all samples together: one whose class flips would decide alone.
         """
+        ratios = self.each(model)
+        return float(np.mean(ratios)) if ratios else -math.inf
+
+    def each(self, model: Model) -> list[float]:
+        """Returns the ratio of each output of each sample."""
         ratios: list[float] = []
         with Session.open(model, threads=self.threads) as session:
             for feeds, expected in self.reference:
@@ -138,7 +143,7 @@ class Judge:
                 for name, wanted in expected.items():
                     if isinstance(wanted, np.ndarray) and wanted.dtype.kind == "f" and wanted.size:
                         ratios.append(_decibels(wanted, made[name]))
-        return float(np.mean(ratios)) if ratios else -math.inf
+        return ratios
 
 
 def _decibels(wanted: NDArray[Any], made: NDArray[Any]) -> float:
