@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 
 from onnxcomp.errors import SamplesError
-from onnxcomp.ir.ops import array
 from onnxcomp_passes.prune.support.activity import CARRIED, Observation, Observed
+from onnxcomp_passes.prune.support.dequantized import real_numbers
 from onnxcomp_passes.prune.support.ends import ends_of
 from onnxcomp_passes.prune.support.evidence import agreement, measured_costs
 
@@ -206,8 +206,8 @@ def _rows(channels: ChannelMap, group: Group, criterion: Criterion) -> Iterator[
     """Yields for each layer that makes the units a matrix [units, weights of one unit]."""
     for member in group.members:
         makes = (member.value, member.axis) in channels.producers
-        weight = array(member.value)
-        if weight is None or weight.dtype.kind != "f":
+        weight = real_numbers(member.value)
+        if weight is None:
             continue
         is_matrix = weight.ndim > 1
         scales = not makes and not is_matrix
