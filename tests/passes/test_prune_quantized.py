@@ -10,8 +10,10 @@ import pytest
 from onnxcomp.ir import Model, ir
 from onnxcomp.pipeline import Pipeline
 from onnxcomp_passes.prune.prune_channels import PruneChannels
+from onnxcomp_passes.prune.shrink_channels import ShrinkChannels
 from onnxcomp_passes.prune.support.dequantized import real_numbers
 from tests.helpers import text
+from tests.helpers.check import assert_refuses
 from tests.helpers.numbers import run, seeded_feeds
 
 # In each, filters 0 and 2 of four are the ones that matter: as numbers, not as integers.
@@ -107,3 +109,19 @@ def test_indices_are_no_weights() -> None:
         )
     )
     assert real_numbers(model.graph.initializers["w"]) is None
+
+
+def test_a_mask_is_not_shrunk_where_a_scale_is_measured_as_the_model_runs() -> None:
+    """A channel that nobody reads may still be what the scale of all others comes from."""
+    assert_refuses(
+        ShrinkChannels(),
+        """g (float[1, 2] x) => (float[1, 2] y)
+        <float[2, 3] w = {1, 2, 90, 3, 4, 90}, uint8[3, 2] v = {3, 4, 5, 6, 0, 0}> {
+          a = MatMul (x, w)
+          q, s, z = DynamicQuantizeLinear (a)
+          i = MatMulInteger (q, v, z)
+          f = Cast <to = 1> (i)
+          y = Mul (f, s)
+        }""",
+        code="SHR101",
+    )

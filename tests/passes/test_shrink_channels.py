@@ -213,7 +213,7 @@ def test_masks_become_smaller_weights(family: str, side: str) -> None:
     assert outcome.stats["channels removed"] >= count
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(sorted(FAMILIES)),
     st.sampled_from(["made", "read"]),

@@ -104,7 +104,7 @@ class Judge:
 
     def _may_lose(self, group: Group) -> bool:
         dtypes = {self._constancy.shapes.dtype(member.value) for member in group.members}
-        return not group.mixed and ir.DataType.STRING not in dtypes
+        return not (group.mixed or group.scaled) and ir.DataType.STRING not in dtypes
 
     def _of(self, group: Group) -> list[Contraction]:
         found: dict[int, Contraction] = {}
