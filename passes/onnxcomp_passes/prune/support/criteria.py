@@ -42,6 +42,7 @@ CriterionName = Literal[
     "random",
 ]
 _OBSERVED = (*get_args(Observed), "measured", "confidence")
+_TINY = np.finfo(np.float64).tiny
 # What samples are looked at; every so-manyth is kept to measure on where something is measured.
 _SAMPLES, _HELD_OUT, _FEWEST = 64, 4, 8
 # Whose opinions `confidence` weighs.
@@ -121,7 +122,11 @@ def _measured(
     alone = observation.costs("obd")
     left = observation.costs("obs") if how[1] else alone
     found = measured_costs(ctx, observation.ends, alone, left, held_out)
-    return (left if found is None else found), observation
+    if not found:
+        return left, observation
+    # What could not be taken out for a try is put on the scale of what could.
+    scale = float(np.median([found[i].sum() / max(left[i].sum(), _TINY) for i in found]))
+    return {**{index: costs * scale for index, costs in left.items()}, **found}, observation
 
 
 def _completed(
