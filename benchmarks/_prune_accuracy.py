@@ -2,13 +2,25 @@
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 from _common import Row, say, write_results
 from _counting import count_arithmetic, count_parameters
 from _models import Bundle, chosen_bundles
-from _pruners import TWINS, Made, made_before, make, moved, onnxsim, optimized, ours, torch_program
+from _pruners import (
+    TWINS,
+    Made,
+    constant_weights,
+    made_before,
+    make,
+    moved,
+    onnxsim,
+    optimized,
+    ours,
+    torch_program,
+)
 from _scoring import score_and_time
 
 GOALS = (0.3, 0.5)
@@ -44,7 +56,8 @@ def accuracy(chosen: argparse.Namespace, output: Path) -> None:
     for bundle in chosen_bundles(chosen.zoo, chosen.models, data, trained=True):
         folder = chosen.work / "accuracy" / bundle.name
         folder.mkdir(parents=True, exist_ok=True)
-        found = _bundle_rows(chosen, bundle, folder)
+        model = constant_weights(chosen.python, bundle.model, folder)
+        found = _bundle_rows(chosen, replace(bundle, model=model), folder)
         rows += found
         for row in found:
             say("  ".join(f"{name}={row.get(name)}" for name in COLUMNS))

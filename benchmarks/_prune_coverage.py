@@ -11,7 +11,17 @@ from _common import Feeds, Row, open_session, run_child, run_session, say, write
 from _counting import count_parameters, random_feeds
 from _if_family import conv_in_if
 from _models import chosen_bundles
-from _pruners import TWINS, Made, made_before, make, onnxsim, optimized, ours, torch_program
+from _pruners import (
+    TWINS,
+    Made,
+    constant_weights,
+    made_before,
+    make,
+    onnxsim,
+    optimized,
+    ours,
+    torch_program,
+)
 
 RATIO = 0.5
 COLUMNS = [
@@ -75,7 +85,8 @@ def _cases(chosen: argparse.Namespace, folder: Path) -> Iterator[tuple[Case, Row
     """Yields cases with what is known of their references."""
     if chosen.zoo:
         for bundle in chosen_bundles(chosen.zoo, chosen.models, folder):
-            case = Case(bundle.name, "", bundle.model, bundle.feeds[0], folder)
+            model = constant_weights(chosen.python, bundle.model, folder)
+            case = Case(bundle.name, "", model, bundle.feeds[0], folder)
             yield case, _zoo_references(chosen, case, bundle.evaluation)
         return
     names = [name for name in chosen.models or _families(chosen) if name != "conv_in_if"]

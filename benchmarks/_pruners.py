@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import onnx
 from _common import HERE, Child, onnxcomp_command, run_child
 
 ONNXSIM, TORCH = HERE / "_onnxsim_pruning.py", HERE / "_torch_pruning.py"
@@ -75,6 +76,24 @@ def ours(python: str, model: Path, out: Path, *options: str | Path) -> list[str 
 def optimized(python: str, model: Path, out: Path) -> list[str | Path]:
     """`onnxcomp optimize`: what we prune starts from that."""
     return onnxcomp_command(python, "optimize", model, "-o", out)
+
+
+def constant_weights(python: str, model: Path, folder: Path) -> Path:
+    """The model, or one whose weights are no inputs any more, which callers might have replaced.
+
+    Exporters of old wrote them so; everybody gets the same.
+    """
+    proto = onnx.load(str(model), load_external_data=False)
+    inputs = {value.name for value in proto.graph.input}
+    if proto.ir_version < 4 or not inputs & {t.name for t in proto.graph.initializer}:
+        return model
+    out = folder / f"{model.parent.name}.constant.onnx"
+    made = make(
+        onnxcomp_command(python, "apply", "fix-signature", model, "-o", out), out, keep=True
+    )
+    if made.failure:
+        raise SystemExit(f"fix-signature: {made.failure}")
+    return out
 
 
 def onnxsim(
