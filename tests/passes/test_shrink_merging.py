@@ -339,3 +339,47 @@ def test_a_sum_that_widens_stays() -> None:
     )
     result = Pipeline((SHRINK,)).run(source)
     assert [node.op_type for node in result.model.nodes()] == ["Conv", "Add"]
+
+
+INCEPTION = """g (float[1, 2, 4, 4] x) => (float[1, 2, 4, 4] y)
+    <float[3, 2, 1, 1] w, float[3, 3, 3, 3] u, float[2, 2, 1, 1] p = {0, 0, 0, 0}, float[2] b = {1, -1},
+     float[2, 2, 1, 1] k, float[2, 7, SIZE] v> {
+      a = Conv (x, w)
+      c = Conv <pads = [1, 1, 1, 1]> (a, u)
+      d = Conv (x, p, b)
+      e = Relu (d)
+      f = MaxPool <kernel_shape = [1, 1]> (e)
+      g = Conv (x, k)
+      h = Concat <axis = 1> (c, f, g)
+      y = Conv <PADS> (h, v)
+    }"""
+
+
+def test_a_branch_of_a_concatenation_goes_as_a_whole() -> None:
+    source = text.model(INCEPTION.replace("SIZE", "1, 1").replace("<PADS>", ""))
+    result = Pipeline((SHRINK,)).run(source)
+    assert [node.op_type for node in result.model.nodes()] == ["Conv"] * 3 + ["Concat", "Conv"]
+    assert list(result.model.graph.initializers["v"].shape or ()) == [2, 5, 1, 1]
+    assert_same(source, result.model.to_proto(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_branch_of_a_concatenation_that_padding_shows_stays() -> None:
+    source = text.model(INCEPTION.replace("SIZE", "3, 3").replace("PADS", "pads = [1, 1, 1, 1]"))
+    result = Pipeline((SHRINK,)).run(source)
+    assert list(result.model.graph.initializers["v"].shape or ()) == [2, 6, 3, 3]
+    assert_same(source, result.model.to_proto(), rtol=1e-5, atol=1e-5)
+
+
+def test_of_two_operands_the_one_that_stays_needs_no_concatenation() -> None:
+    source = text.model(
+        """g (float[1, 2, 4, 4] x) => (float[1, 2, 4, 4] y)
+        <float[3, 2, 1, 1] w, float[2, 2, 1, 1] p = {0, 0, 0, 0}, float[2, 5, 1, 1] v> {
+          a = Conv (x, w)
+          d = Conv (x, p)
+          h = Concat <axis = 1> (d, a)
+          y = Conv (h, v)
+        }"""
+    )
+    result = Pipeline((SHRINK,)).run(source)
+    assert [node.op_type for node in result.model.nodes()] == ["Conv", "Conv"]
+    assert_same(source, result.model.to_proto(), rtol=1e-5, atol=1e-5)

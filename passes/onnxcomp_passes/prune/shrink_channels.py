@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import PositiveInt
@@ -19,6 +20,7 @@ from onnxcomp_passes.prune.support.leftovers import drop_constant_branches, drop
 from onnxcomp_passes.prune.support.likeness import Fingerprints, Likeness
 from onnxcomp_passes.prune.support.removal import Removal
 from onnxcomp_passes.prune.support.stored import is_made_of_constants
+from onnxcomp_passes.prune.support.vanishing import Vanishing, vanishing
 from onnxcomp_passes.prune.support.verdicts import Judge, kept_for_kernels
 from onnxcomp_passes.simplify.eliminate_dead import EliminateDead
 from onnxcomp_passes.simplify.fold_constants import FoldConstants
@@ -81,6 +83,7 @@ class ShrinkChannels(Pass):
             ctx.edit.count("channels removed", removed)
         elif not tidied:
             ctx.edit.rollback(mark)
+            ctx.facts.keep(())
             ctx.skip("SHR101", "model", "no channel is without effect")
 
 
@@ -145,6 +148,7 @@ class _Round:
         likeness = Likeness(ctx.model, constancy, axes, prints)
         self._removal = Removal(ctx, self._shapes)
         self._judge = Judge(channels, constancy, likeness, self._removal)
+        self._vanished: list[Vanishing] = []
         self.merged = 0
         # Backwards: what is read for the sake of channels that go is seen to be unread at once.
         self.removed = sum(self._drop(group) for group in reversed(channels.groups))
@@ -154,6 +158,8 @@ class _Round:
     def _drop(self, group: Group) -> int:
         dead = self._judge.dead(group)
         if dead.all() and self._removal.empties(group):
+            if (branch := vanishing(group, self._removal)) is not None:
+                return self._vanish(group, branch, dead)
             dead[0] = False
         absorbed, plans = self._judge.absorbed(group, dead)
         gone = dead | absorbed
@@ -168,6 +174,12 @@ class _Round:
         self.merged += int((gone & absorbed).sum())
         return int(gone.sum())
 
+    def _vanish(self, group: Group, branch: Vanishing, gone: np.ndarray[Any, Any]) -> int:
+        self._judge.fold(group, gone)
+        self._removal.drop(replace(group, members=branch.members), gone)
+        self._vanished.append(branch)
+        return group.units
+
     def _apply(self) -> None:
         moved = self._judge.moved
         for value, merges in moved.merges.items():
@@ -179,3 +191,8 @@ class _Round:
         for node, share in moved.shares:
             dtype = self._shapes.dtype(node.outputs[0])
             add_share(self._ctx, node, share, self._removal, dtype)
+        for branch in self._vanished:
+            branch.detach(self._ctx.edit)
+        if self._vanished:
+            EliminateDead().run(self._ctx)
+            self._ctx.edit.count("branches removed", len(self._vanished))

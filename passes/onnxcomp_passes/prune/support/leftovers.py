@@ -91,6 +91,8 @@ def _handed_on(node: ir.Node, shapes: ShapeMap) -> ir.Value | None:
     if name in _NEUTRAL:
         return _beside_neutral(node, *_NEUTRAL[name])
     source = input_at(node, 0)
+    if name == "Concat" and len(node.inputs) == 1:
+        return source
     if name in {"Conv", "Gemm", "MatMul"}:
         return source if _is_identity(node, shapes) else None
     if name == "BatchNormalization":

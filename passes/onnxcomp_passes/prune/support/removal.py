@@ -14,7 +14,7 @@ from onnxcomp_passes.prune.support.adjustments import ADJUSTMENTS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from onnxcomp.analysis.channels import Group
+    from onnxcomp.analysis.channels import Group, Member
     from onnxcomp.analysis.shapes import ShapeMap
     from onnxcomp.ir import Edit
     from onnxcomp.passbase import Context
@@ -51,12 +51,13 @@ class Removal:
 
     def empties(self, group: Group) -> bool:
         """Whether an axis would be left without positions if all units of a group went."""
-        for member in group.members:
-            kept = self._keep.get(member.value, {}).get(member.axis)
-            left = self._size(member.value, member.axis) if kept is None else int(kept.sum())
-            if left <= member.positions.size:
-                return True
-        return False
+        return any(self.is_emptied(member) for member in group.members)
+
+    def is_emptied(self, member: Member) -> bool:
+        """Whether an axis would be left without positions if all units of its group went."""
+        kept = self._keep.get(member.value, {}).get(member.axis)
+        left = self._size(member.value, member.axis) if kept is None else int(kept.sum())
+        return left <= member.positions.size
 
     def apply(self) -> int:
         """Makes all changes; returns how many elements of weights went."""
