@@ -345,7 +345,7 @@ def chain(order: Sequence[int], factor: float = 1.0, seed: int = 0) -> tuple[str
     return graph, samples
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     st.permutations(range(6)),
     st.sampled_from([name for name in (*WEIGHTS, *OBSERVED) if name != "scale"]),
@@ -360,7 +360,7 @@ def test_channels_in_another_order_get_the_same_scores(
     np.testing.assert_allclose(after, before[order], rtol=1e-3, atol=1e-6)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from([0.25, 2.0, 64.0]),
     st.sampled_from([name for name in (*WEIGHTS, *OBSERVED) if name != "scale"]),
