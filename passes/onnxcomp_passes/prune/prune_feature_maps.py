@@ -19,7 +19,12 @@ from onnxcomp.compare import Reference
 from onnxcomp.passbase import NeedsSamples, Requirement
 from onnxcomp.quant.recovery import Judge
 from onnxcomp.runtime import Session
-from onnxcomp_passes.prune.support.ablation import Ablation, find_readers, replace_units
+from onnxcomp_passes.prune.support.ablation import (
+    Ablation,
+    add_shares,
+    find_readers,
+    shares_of,
+)
 from onnxcomp_passes.prune.support.arithmetic import arithmetic
 from onnxcomp_passes.prune.support.ends import ends_of
 from onnxcomp_passes.prune.support.goals import ArithmeticGauge, Goals, LatencyGauge
@@ -118,8 +123,9 @@ class PruneFeatureMaps(Goals):
                 return
             noises = {i: ablation.noise({i: dead}) for i, dead in gone.items() if dead.any()}
         before = ctx.model.copy()
+        shares = shares_of(readers, gone)
         removal = maps.remove(gone)
-        replace_units(ctx, shapes, removal, readers, gone)
+        add_shares(ctx, shapes, removal, shares)
         for index, noise in noises.items():
             _tell(ctx, readers[index][0], gone[index], noise)
         ctx.edit.count("maps removed", sum(int(dead.sum()) for dead in gone.values()))

@@ -14,7 +14,12 @@ from typing_extensions import override
 from onnxcomp.analysis.channels import Channels
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.passbase import NeedsSamples, Requirement
-from onnxcomp_passes.prune.support.ablation import Ablation, find_readers, replace_units
+from onnxcomp_passes.prune.support.ablation import (
+    Ablation,
+    add_shares,
+    find_readers,
+    shares_of,
+)
 from onnxcomp_passes.prune.support.criteria import unit_scores
 from onnxcomp_passes.prune.support.ends import ends_of
 from onnxcomp_passes.prune.support.goals import Goals
@@ -94,8 +99,9 @@ class PruneHeads(Goals):
         layers = {index: channels.groups[index] for index in readers}
         gone = self._chosen(ctx, shapes, layers, scores)
         before = ctx.model.copy()
+        shares = shares_of(readers, gone)
         removal = _remove(ctx, shapes, layers, gone)
-        replace_units(ctx, shapes, removal, readers, gone)
+        add_shares(ctx, shapes, removal, shares)
         for index, dead in gone.items():
             self._tell(ctx, readers[index][0], dead, scores[index])
         ctx.edit.count("heads removed", sum(int(dead.sum()) for dead in gone.values()))

@@ -37,12 +37,14 @@ class Reader:
 
     Attributes:
         end: The layer, and where the units are in what it reads.
-        shares: [units, outputs] what each unit adds to each output, on average.
+        layer: The same as a product with a matrix.
+        means: (groups, depth) what it multiplies with its weight, on average.
         changes: [units] how much what each unit adds changes, as a share of all changes.
     """
 
     end: End
-    shares: Array
+    layer: Layer
+    means: Array
     changes: Array
 
     @property
@@ -54,6 +56,32 @@ class Reader:
     def axis(self) -> int:
         """The axis of outputs in what the layer gives."""
         return 1 if is_op(self.node, "Conv") else -1
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs there are."""
+        return self.layer.groups * self.layer.outputs
+
+    def share(self, gone: Array) -> Array:
+        """Returns what units add to each output, on average.
+
+        Args:
+            gone: [units] True for those that count.
+        """
+        layer = self.layer
+        picked = np.zeros((layer.groups * layer.depth // _taps(self.end, layer), 1), bool)
+        picked[self.end.places[gone].reshape(-1)] = True
+        rows = np.broadcast_to(picked, (len(picked), _taps(self.end, layer))).reshape(
+            self.means.shape
+        )
+        weight = layer.read().reshape(layer.groups, layer.depth, layer.outputs)
+        sums: Array = np.where(rows, self.means, 0.0)[:, None] @ weight
+        return sums.reshape(-1)
+
+
+def _taps(end: End, layer: Layer) -> int:
+    """How many places of a window there are for each position that units run through."""
+    return layer.depth // layer.shape[end.other[1]]
 
 
 def find_layer(end: End) -> Layer | None:
@@ -126,20 +154,13 @@ def _is_full(value: Any) -> TypeGuard[Array]:  # noqa: ANN401 - what a session g
 
 
 def _reader(end: End, layer: Layer, rows: _Rows) -> Reader:
-    weight = layer.read().reshape(layer.groups, layer.depth, layer.outputs).astype(np.float64)
+    weight = layer.read().reshape(layer.groups, layer.depth, layer.outputs)
     means = rows.total / rows.count
     variances = np.maximum(rows.squares / rows.count - means**2, 0.0)
-    taps = layer.groups * layer.depth // (layer.shape[end.other[1]] * layer.groups)
-    split = (layer.groups, -1, taps, layer.outputs)
-    products = (means[..., None] * weight).reshape(split).sum(2)
-    strengths = np.square(weight).sum(2)
-    changes = (variances * strengths).reshape(*split[:3]).sum(2).reshape(-1)
-    inside = products.shape[1]
-    shares = np.zeros((len(end.places), layer.groups, layer.outputs))
-    for unit, places in enumerate(end.places):
-        np.add.at(shares[unit], places // inside, products[places // inside, places % inside])
+    strengths = np.square(weight, dtype=np.float64).sum(2)
+    changes = (variances * strengths).reshape(-1, _taps(end, layer)).sum(1)
     each = changes[end.places].sum(axis=1) / max(float(changes.sum()), _TINY)
-    return Reader(end, shares.reshape(len(end.places), -1), each)
+    return Reader(end, layer, means, each)
 
 
 @dataclass(eq=False)
@@ -147,7 +168,7 @@ class Ablation:
     """A copy of a model in which units can be replaced by their mean, and what it gives without that.
 
     A unit that is replaced is 0 for those who read it, and what it adds on average is added to what they
-    give: what `replace_units` makes of the model.
+    give: what `add_shares` makes of the model.
 
     Attributes:
         session: The copy, loaded.
@@ -159,7 +180,7 @@ class Ablation:
     samples: Sequence[Mapping[str, Array]]
     open: dict[str, Array]
     _keeps: list[tuple[int, Array, str]]
-    _offsets: list[tuple[int, Array, str]]
+    _offsets: list[tuple[int, Reader, str]]
     _wanted: list[dict[str, Array]] = field(default_factory=list)
 
     @classmethod
@@ -217,10 +238,10 @@ class Ablation:
             if index in gone and gone[index].any():
                 states.setdefault(name, self.open[name].copy())
                 states[name].reshape(-1)[places[gone[index]].reshape(-1)] = 0
-        for index, shares, name in self._offsets:
+        for index, reader, name in self._offsets:
             if index in gone and gone[index].any():
                 states.setdefault(name, self.open[name].copy())
-                total = shares[gone[index]].sum(axis=0)
+                total = reader.share(gone[index])
                 states[name] += total.reshape(states[name].shape).astype(states[name].dtype)
         return states
 
@@ -244,7 +265,7 @@ class _Gates:
     twins: Mapping[ir.Node, ir.Node]
     open: dict[str, Array] = field(default_factory=dict)
     keeps: list[tuple[int, Array, str]] = field(default_factory=list)
-    offsets: list[tuple[int, Array, str]] = field(default_factory=list)
+    offsets: list[tuple[int, Reader, str]] = field(default_factory=list)
     _gates: dict[tuple[ir.Node, int], ir.Value] = field(default_factory=dict)
     _added: dict[ir.Node, ir.Value] = field(default_factory=dict)
 
@@ -261,7 +282,7 @@ class _Gates:
         self.keeps.append((index, reader.end.places, self._gates[twin, place].name or ""))
         output = reader.node.outputs[0]
         if twin not in self._added:
-            zeros = np.zeros((reader.shares.shape[1], *(1,) * self._behind(reader)))
+            zeros = np.zeros((reader.outputs, *(1,) * self._behind(reader)))
             offset = self._input("offset", zeros, output)
             made = twin.outputs[0]
             added = self.edit.insert("Add", [], after=twin, like=made)
@@ -269,7 +290,7 @@ class _Gates:
             self.edit.set_input(added, 0, made)
             self.edit.set_input(added, 1, offset)
             self._added[twin] = offset
-        self.offsets.append((index, reader.shares, self._added[twin].name or ""))
+        self.offsets.append((index, reader, self._added[twin].name or ""))
 
     def _behind(self, reader: Reader) -> int:
         rank = self.shapes.rank(reader.node.outputs[0]) or 1
@@ -289,28 +310,34 @@ class _Gates:
         return value
 
 
-def replace_units(
-    ctx: Context,
-    shapes: ShapeMap,
-    removal: Removal,
-    groups: Mapping[int, Sequence[Reader]],
-    gone: Mapping[int, Array],
-) -> None:
-    """Adds what units that are removed were on average to those who read them.
+def shares_of(
+    groups: Mapping[int, Sequence[Reader]], gone: Mapping[int, Array]
+) -> dict[ir.Node, Array]:
+    """Returns what units add on average to those who read them; to be asked before they are removed.
 
     Args:
-        ctx: The pass.
-        shapes: Shapes before the removal.
-        removal: What was removed.
         groups: The readers of units, by a number for each group.
         gone: For groups the units that are removed.
     """
     totals: dict[ir.Node, Array] = {}
     for index, readers in groups.items():
         for reader in readers if index in gone and gone[index].any() else ():
-            share = reader.shares[gone[index]].sum(axis=0)
-            totals[reader.node] = totals.get(reader.node, 0.0) + share
-    for node, share in totals.items():
+            totals[reader.node] = totals.get(reader.node, 0.0) + reader.share(gone[index])
+    return totals
+
+
+def add_shares(
+    ctx: Context, shapes: ShapeMap, removal: Removal, shares: Mapping[ir.Node, Array]
+) -> None:
+    """Adds what units were on average to those who read them.
+
+    Args:
+        ctx: The pass.
+        shapes: Shapes before the removal.
+        removal: What was removed.
+        shares: What `shares_of` returned.
+    """
+    for node, share in shares.items():
         if not _joins_sum(ctx, removal, node, share):
             add_share(ctx, node, share, removal, shapes.dtype(node.outputs[0]))
 
