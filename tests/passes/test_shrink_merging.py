@@ -383,3 +383,20 @@ def test_of_two_operands_the_one_that_stays_needs_no_concatenation() -> None:
     result = Pipeline((SHRINK,)).run(source)
     assert [node.op_type for node in result.model.nodes()] == ["Conv", "Conv"]
     assert_same(source, result.model.to_proto(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_part_of_a_split_keeps_a_channel() -> None:
+    """The other part is still read."""
+    source = text.model(
+        """g (float[1, 3, 4, 4] x) => (float[1, 2, 4, 4] y)
+        <float[4, 3, 1, 1] a = {1, 2, 3, 4, 5, 6, 0, 0, 0, 0, 0, 0}, float[2, 4, 1, 1] h, int64[2] parts = {2, 2}> {
+          p = Conv (x, a)
+          q, r = Split <axis = 1> (p, parts)
+          s = Relu (q)
+          t = Concat <axis = 1> (s, r)
+          y = Conv (t, h)
+        }"""
+    )
+    result = Pipeline((SHRINK,)).run(source)
+    assert_same(source, result.model.to_proto(), rtol=1e-5, atol=1e-5)
+    assert list(result.model.graph.initializers["a"].shape or ()) == [3, 3, 1, 1]

@@ -49,9 +49,11 @@ def vanishing(group: Group, removal: Removal) -> Vanishing | None:
         len({v for n, v in joins if n is node}) >= len(node.inputs) for node, _ in joins
     ):
         return None
-    gone = _unread(joins)
-    if not all(value in gone for value in axes):
-        return None
+    gone, dead = _unread(joins)
+    for value in axes:
+        maker = value.producer()
+        if value not in gone or (maker is not None and maker not in dead):
+            return None  # part of a Split, or read elsewhere: it would be left without channels
     return Vanishing(tuple(m for m in group.members if m.value not in axes), tuple(joins))
 
 
@@ -60,8 +62,8 @@ def _joins(node: ir.Node, axis: int, removal: Removal) -> bool:
     return is_op(node, "Concat") and bool(rank) and attribute(node, "axis", 0) % rank == axis
 
 
-def _unread(joins: list[tuple[ir.Node, ir.Value]]) -> set[ir.Value]:
-    """Returns values that nobody reads any more once operands are left out."""
+def _unread(joins: list[tuple[ir.Node, ir.Value]]) -> tuple[set[ir.Value], set[ir.Node]]:
+    """Returns values that nobody reads once operands are left out, and nodes that make nothing else."""
     cut = {(id(node), value) for node, value in joins}
     dead: set[ir.Node] = set()
     gone: set[ir.Value] = set()
@@ -79,4 +81,4 @@ def _unread(joins: list[tuple[ir.Node, ir.Value]]) -> set[ir.Value]:
         if node is not None and unused and not any(o.is_graph_output() for o in node.outputs):
             dead.add(node)
             waiting += [operand for operand in node.inputs if operand is not None]
-    return gone
+    return gone, dead
