@@ -158,14 +158,15 @@ class PruneLayers(Goals):
             judge = Judge(Reference(session, held_out), ctx.threads)
             saving = None if gauge is None or isinstance(gauge, LatencyGauge) else gauge.left
             omissions = Omissions(ctx, before, judge, rest, self.replacement, saving)
-            mark = ctx.edit.mark()
+            mark, stats = ctx.edit.mark(), ctx.edit.stats.copy()
             for left in omissions.run(pieces, task):
                 if self.least_decibels is not None and left.decibels < self.least_decibels:
                     ctx.edit.rollback(mark)
+                    ctx.edit.stats = stats
                     break
                 done.append(left)
                 _tell(ctx, left)
-                mark = ctx.edit.mark()
+                mark, stats = ctx.edit.mark(), ctx.edit.stats.copy()
                 if len(done) >= enough or _is_reached(gauge, ctx.model):
                     break
             if len(done) < enough and not _is_reached(gauge, ctx.model):
