@@ -328,3 +328,24 @@ def test_every_architecture_gives_a_valid_model(family: str) -> None:
     assert result.model.signature() == Model.load(proto).signature()
     for output in run(result.model.to_proto(), seeded_feeds(proto), "onnxruntime"):
         assert np.isfinite(output).all()
+
+
+def test_all_that_may_go_goes_and_leaves_a_valid_model() -> None:
+    proto = transformer()
+    result = pruned(proto, unit="all", ratio=0.9)
+    onnx.checker.check_model(result.model.to_proto(), full_check=True)
+    assert result.model.signature() == Model.load(proto).signature()
+    assert result.outcomes[0].stats["blocks removed"] >= 2
+    assert near(proto, result) > -20
+
+
+def test_layers_in_bodies_stay() -> None:
+    graph = """g (float[2, 4] x, bool c) => (float[2, 4] y) <float[4, 4] w> {
+        [either] y = If (c) <
+          then_branch = t () => (float[2, 4] a) { a = MatMul (x, w) },
+          else_branch = e () => (float[2, 4] b) { b = Neg (x) }
+        >
+      }"""
+    proto = text.model(graph)
+    samples = [{"x": np.ones((2, 4), "f4"), "c": np.asarray(flag)} for flag in (True, False) * 4]
+    assert_refuses(PruneLayers(), proto, code="PRL104", at="either", samples=samples)
