@@ -68,6 +68,10 @@ READERS = {
         "float[6, 8, 1, 1] w, float[6] s, float[6] o, float[6] m, float[6] n = {1, 2, 3, 4, 5, 6}",
         "[reader] c = Conv (a, w) b = BatchNormalization (c, s, o, m, n) r = Relu (b)",
     ),
+    "sloped": (
+        "float[6, 8, 1, 1] w, float[6, 1, 1] s = {0, 0.1, 0.2, 0.3, 0.4, 0.5}",
+        "[reader] c = Conv (a, w) r = PRelu (c, s)",
+    ),
     "clipped": (
         "float[6, 8, 1, 1] w, float low = {0}, float high = {2}",
         "[reader] c = Conv (a, w) r = Clip (c, low, high)",
@@ -174,7 +178,7 @@ def test_the_way_of_an_output() -> None:
           y = Sigmoid (s)
         }""")
     graph = Model.load(proto).graph
-    path = path_of(graph[0].outputs[0], 2, last=False)
+    path = path_of(graph[0].outputs[0], 2, 2)
     assert path.factor.tolist() == [2, -3]
     assert path.shift.tolist() == [5, 7]
     assert path.aside is graph.inputs[0]
@@ -190,16 +194,17 @@ def test_the_way_of_an_output() -> None:
         "d = Relu (c) e = Add (c, d) y = Relu (e)",  # something else reads it
         "e = Add (c, c) y = Relu (e)",
         "y = Softmax (c)",
+        "e = Add (c, rows) y = Relu (e)",
         "e = Add (c, z) y = Relu (e)",  # one number for each place, not for each channel
     ],
 )
 def test_ways_that_are_not_followed(text: str) -> None:
     proto = model(f"""
-        g (float[1, 2, 4, 4] x) => (float[1, 2, 4, 4] y) <float[2, 2, 1, 1] w, float[4, 4] z> {{
+        g (float[1, 2, 2, 4] x) => (float[1, 2, 2, 4] y) <float[2, 2, 1, 1] w, float[2, 4] z, float[2, 1] rows> {{
           [reader] c = Conv (x, w)
           {text}
         }}""")
-    path = path_of(Model.load(proto).graph[0].outputs[0], 2, last=False)
+    path = path_of(Model.load(proto).graph[0].outputs[0], 2, 2)
     assert path.end.name == "c"
     assert path.aside is None
     assert path.bend is None
@@ -250,3 +255,37 @@ def test_no_more_goes_than_has_to(goal: str) -> None:
         ]
         left = sizes[1] / sizes[0]
     assert 0.46 < left <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("y = LeakyRelu <alpha = 0.25> (c)", [-0.5, -0.25, 0, 1, 2]),
+        ("y = PRelu (c, slope)", [-1, -0.5, 0, 1, 2]),
+        ("y = Clip (c, low)", [-1, -1, 0, 1, 2]),
+        ("y = HardSigmoid (c)", [0.1, 0.3, 0.5, 0.7, 0.9]),
+        ("y = Elu (c)", [np.expm1(-2), np.expm1(-1), 0, 1, 2]),
+        ("y = Tanh (c)", np.tanh([-2, -1, 0, 1, 2])),
+        ("y = PRelu (c, falling)", None),
+        ("y = PRelu (c, places)", None),
+        ("y = Clip (c)", None),
+    ],
+)
+def test_functions_that_follow(text: str, expected: list[float] | None) -> None:
+    proto = model(f"""
+        g (float[1, 2, 4, 4] x) => (float[1, 2, 4, 4] y)
+        <float[2, 2, 1, 1] w, float[2, 1, 1] slope = {{0.5, 0.5}}, float[2, 1, 1] falling = {{1, -1}},
+         float[4, 4] places, float low = {{-1}}> {{
+          c = Conv (x, w)
+          {text}
+        }}""")
+    bend = path_of(Model.load(proto).graph[0].outputs[0], 2, 2).bend
+    if expected is None:
+        assert bend is None
+        return
+    assert bend is not None
+    numbers = np.repeat(np.arange(-2, 3, dtype="f4")[None, :, None], 2, axis=2)
+    made = bend(numbers)
+    np.testing.assert_allclose(made[0, :, 1], expected, atol=1e-6)
+    slopes = np.diff(bend(np.linspace(-3, 3, 100, dtype="f4").reshape(1, 50, 2)), axis=1)
+    assert (slopes >= 0).all()

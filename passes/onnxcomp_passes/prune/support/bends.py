@@ -82,39 +82,39 @@ class Path:
         return bool(np.isfinite(self.factor).all() and size.min() > _SMALL * size.max())
 
 
-def path_of(value: ir.Value, channels: int, *, last: bool) -> Path:
+def path_of(value: ir.Value, channels: int, space: int) -> Path:
     """Follows a value as long as nothing else reads it.
 
     Args:
         value: What a layer gives, with its bias.
         channels: How many channels it has.
-        last: Whether they lie along the last axis, not along axis 1.
+        space: How many axes there are behind that of the channels.
     """
     path = Path(value, np.ones(channels), np.zeros(channels))
     for _ in range(_LONGEST):
         node = single_use(path.end)
         if node is None or path.end.is_graph_output():
             return path
-        step = _affine(node, path, last=last) or _plus(node, path)
+        step = _affine(node, path, space) or _plus(node, path)
         if step is None:
-            return replace(path, bend=_bend(node, path.end))
+            return replace(path, bend=_bend(node, path, space))
         path = step
     return path
 
 
-def _affine(node: ir.Node, path: Path, *, last: bool) -> Path | None:
+def _affine(node: ir.Node, path: Path, space: int) -> Path | None:
     """Goes through an operator that does the same to all numbers of a channel, before anything is added."""
     end = node.outputs[0]
     if is_op(node, "Identity"):
         return replace(path, end=end)
     if path.aside is not None:
         return None
-    if is_op(node, "BatchNormalization") and not last and input_at(node, 0) is path.end:
+    if is_op(node, "BatchNormalization") and space and input_at(node, 0) is path.end:
         return _normalized(node, path)
     if not is_op(node, "Add", "Mul") or len(node.inputs) != 2:
         return None
     other = node.inputs[1] if node.inputs[0] is path.end else node.inputs[0]
-    numbers = _by_channel(array(other), len(path.factor), last=last)
+    numbers = _by_channel(array(other), len(path.factor), space)
     if numbers is None:
         return None
     if is_op(node, "Add"):
@@ -139,20 +139,15 @@ def _normalized(node: ir.Node, path: Path) -> Path | None:
 
 
 def _by_channel(
-    numbers: NDArray[Any] | None, channels: int, *, last: bool
+    numbers: NDArray[Any] | None, channels: int, space: int
 ) -> NDArray[np.float64] | None:
     """Returns a constant as one number for each channel; None when it is not that."""
     if numbers is None or numbers.dtype != np.float32:
         return None
     if numbers.size == 1:
         return np.full(channels, float(numbers.reshape(-1)[0]))
-    if numbers.size != channels:
-        return None
-    if last:
-        fits = numbers.shape[-1] == channels
-    else:  # (C, 1, 1) or (1, C, 1, 1): behind the axis of channels are those of space
-        fits = numbers.ndim > 1 and channels in numbers.shape[:2] and numbers.shape[-1] == 1
-    return numbers.reshape(-1).astype(np.float64) if fits else None
+    own = numbers.ndim > space and numbers.shape[numbers.ndim - 1 - space] == channels
+    return numbers.reshape(-1).astype(np.float64) if own and numbers.size == channels else None
 
 
 def _plus(node: ir.Node, path: Path) -> Path | None:
@@ -165,9 +160,26 @@ def _plus(node: ir.Node, path: Path) -> Path | None:
     return replace(path, end=node.outputs[0], aside=other)
 
 
-def _bend(node: ir.Node, value: ir.Value) -> Bend | None:
+def _bend(node: ir.Node, path: Path, space: int) -> Bend | None:
+    if input_at(node, 0) is not path.end:
+        return None
+    if is_op(node, "PRelu"):
+        return _sloped(node, len(path.factor), space)
     rule = _BENDS.get(standard_op(node) or "")
-    return None if rule is None or input_at(node, 0) is not value else rule(node)
+    return None if rule is None else rule(node)
+
+
+def _sloped(node: ir.Node, channels: int, space: int) -> Bend | None:
+    """PRelu with one slope for each channel, or one for all."""
+    found = _by_channel(array(input_at(node, 1)), channels, space)
+    if found is None or not (found >= 0).all():
+        return None
+    slopes = found.astype(np.float32)
+
+    def function(x: NDArray[Any]) -> NDArray[Any]:
+        return np.where(x < 0, x * slopes.reshape(x.shape[0], 1, -1), x)
+
+    return Bend(function, max(float(slopes.max()), 1.0))
 
 
 def _relu(node: ir.Node) -> Bend:
@@ -196,6 +208,15 @@ def _leaky(node: ir.Node) -> Bend | None:
     return Bend(lambda x: np.where(x < 0, x * alpha, x), max(float(alpha), 1.0))
 
 
+def _elu(node: ir.Node) -> Bend | None:
+    alpha = np.float32(attribute(node, "alpha", 1.0))
+    if not alpha >= 0:
+        return None
+    return Bend(
+        lambda x: np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x), max(float(alpha), 1.0)
+    )
+
+
 def _sigmoid(node: ir.Node) -> Bend:
     del node
     return Bend(lambda x: np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * x), 0.25)
@@ -220,6 +241,7 @@ _BENDS: Mapping[str, Callable[[ir.Node], Bend | None]] = {
     "Relu": _relu,
     "Clip": _clip,
     "LeakyRelu": _leaky,
+    "Elu": _elu,
     "Sigmoid": _sigmoid,
     "Tanh": _tanh,
     "HardSigmoid": _hard_sigmoid,

@@ -72,12 +72,13 @@ class Twin:
 
     def _follow(self, bias: Bias | None) -> None:
         """Looks for what is added and for the function that follows."""
-        last = isinstance(self.layer.rows, MatrixRows)
-        if last and (self.layer.groups != 1 or self.layer.index != 1):
+        rows = self.layer.rows
+        space = len(rows.kernel) if isinstance(rows, Window) else 0
+        if not space and (self.layer.groups != 1 or self.layer.index != 1):
             return  # channels lie elsewhere
-        now = path_of(_end(self.layer, self.bias), self.left.size, last=last)
+        now = path_of(_end(self.layer, self.bias), self.left.size, space)
         total = self.before.groups * self.before.outputs
-        was = path_of(_end(self.before, bias), total, last=last)
+        was = path_of(_end(self.before, bias), total, space)
         was = was.pick((self.groups[:, None] * self.before.outputs + self.left).reshape(-1))
         same = now.is_like(was) and np.array_equal(now.factor, was.factor)
         if not (same and now.is_steep) or (now.aside is None and now.bend is None):
