@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from onnxcomp.analysis.channels import Channels
-from onnxcomp.analysis.channels.space import factorize
+from onnxcomp.analysis.channels.site import Roles, Site
+from onnxcomp.analysis.channels.space import MAX_POSITIONS, Space, factorize
+from onnxcomp.analysis.channels.table import rule_of
 from onnxcomp.analysis.facts import Facts
+from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.ir import Model
 from tests.helpers import text
 
@@ -267,3 +270,53 @@ def test_factors(left: tuple[int, ...], right: tuple[int, ...], sizes: tuple[int
 @pytest.mark.parametrize(("left", "right"), [((6, 4), (4, 6)), ((3, 4), (5, 2)), ((4,), (3,))])
 def test_sizes_without_common_factors(left: tuple[int, ...], right: tuple[int, ...]) -> None:
     assert factorize(left, right) is None
+
+
+def test_layers_that_repeat_are_decided_once() -> None:
+    """Each Reshape names factors of its own; all cut the same channels the same way."""
+    layers = "".join(
+        f"""
+          r{i} = Reshape (a{i}, apart)
+          t{i} = Transpose <perm = [0, 2, 1, 3, 4]> (r{i})
+          s{i} = Reshape (t{i}, whole)
+          c{i} = Conv (s{i}, u)
+          a{i + 1} = Add (c{i}, a{i})"""
+        for i in range(12)
+    )
+    graph = f"""g (float[1, 3, 2, 2] x) => (float[1, 5, 2, 2] y)
+        <float[6, 3, 1, 1] w, float[6, 6, 1, 1] u, float[5, 6, 1, 1] v, int64[5] apart = {{1, 2, 3, 2, 2}},
+         int64[4] whole = {{1, 6, 2, 2}}> {{
+          a0 = Conv (x, w)
+          {layers}
+          y = Conv (a12, v)
+        }}"""
+    space = Space()
+    roles = Roles()
+    model = Model.load(text.model(graph))
+    shapes = Facts(model).get(Shapes())
+    for node in model.graph:
+        site = Site(node, model.opset, space, shapes, roles)
+        rule = rule_of(site)
+        assert rule is not None
+        rule(site)
+    assert len(space.products) == 24
+    space.unify()
+    # Two ways to cut: before and after the channels were turned around.
+    assert len(space.products) == 2
+    assert groups_of(graph) == [(3, {"w.0": 2, "u.0": 2, "u.1": 2, "v.1": 2})]
+
+
+def test_an_axis_that_is_too_long_to_be_followed_stays() -> None:
+    graph = f"""g (float[1, 3] x) => (float[2, {2 * MAX_POSITIONS}] y)
+        <float[3, 8] w, float[8, 1] v, int64[2] s = {{2, {2 * MAX_POSITIONS}}}> {{
+          p = MatMul (x, w)
+          q = MatMul (p, v)
+          r = Expand (q, s)
+          t = Relu (r)
+          y = Neg (t)
+        }}"""
+    assert groups_of(graph) == [(8, {"w.1": 1, "v.0": 1})]
+    reasons = reasons_of(
+        graph.replace("y = Neg (t)", "u = Concat <axis = 1> (t, t)  z = Neg (u)  y = Neg (r)")
+    )
+    assert reasons["u.1"] == "it has more positions than are followed"

@@ -28,6 +28,7 @@ class Positions:
     """
 
     def __init__(self, space: Space, prefer: Prefer = "large") -> None:
+        space.unify()
         self._space = space
         self._prefer = prefer
         self._start: dict[int, int] = {}

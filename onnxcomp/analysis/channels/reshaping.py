@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 # What a Shape is handed on by without arithmetic, the number of elements staying as it is.
 _HANDED_ON = ("Cast", "Identity", "Squeeze", "Unsqueeze")
 _NUMBER = "its size is read as a number"
+# Sizes are followed no further than this, and no vectors that are longer.
 _DEEPEST = 64
+_MOST_READERS = 1024
 
 
 def reshape(site: Site) -> None:
@@ -103,11 +105,15 @@ class _Numbers:
     def __init__(self, site: Site, source: Axes) -> None:
         self._site = site
         self._source = source
+        self._left = _MOST_READERS
 
     def follow(self, value: ir.Value, places: Sequence[int | None], depth: int) -> None:
         """Looks at all readers of a vector whose elements are the sizes of these axes."""
-        if value.is_graph_output() or depth > _DEEPEST:
+        self._left -= 1
+        long = len(places) > _DEEPEST or depth > _DEEPEST
+        if value.is_graph_output() or long or self._left < 0:
             self._keep(places)
+            return
         for use in value.uses():
             self._read(use.node, use.idx, places, depth)
 

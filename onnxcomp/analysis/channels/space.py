@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from onnxcomp.ir import ir
 
@@ -24,6 +24,8 @@ Prefer = Literal["large", "outer", "inner", "heads"]
 
 # Above this many positions to be looked at one by one, the rest of an axis is left alone.
 MAX_POSITIONS = 1 << 22
+# How often equal axes are looked for among the products of equal axes.
+_ROUNDS = 16
 
 
 class Union:
@@ -138,6 +140,41 @@ class Space:
     def head(self, axis: int) -> None:
         """States that positions are products of their own, of two activations: heads of attention."""
         self.heads.add(axis)
+
+    def unify(self) -> None:
+        """Merges axes that are products of the same factors, and the factors of the same product.
+
+        There is one way only to cut an axis into factors of given sizes, so these are equal position
+        by position. Networks repeat themselves: what is left to decide is a few products, not one for
+        each layer.
+        """
+        for _ in range(_ROUNDS):
+            before = len(self.products)
+            merged = False
+            by_whole: dict[tuple[int, ...], Product] = {}
+            by_factors: dict[tuple[int, ...], Product] = {}
+            for found in self.products:
+                kinds = tuple(map(self.kind, found.factors))
+                sizes = tuple(self.sizes[factor] for factor in found.factors)
+                twin = by_whole.setdefault((self.kind(found.whole), *sizes), found)
+                merged |= self._merge(zip(twin.factors, found.factors, strict=True))
+                twin = by_factors.setdefault(kinds, found)
+                merged |= self._merge([(twin.whole, found.whole)])
+            unique = {
+                (self.kind(p.whole), *map(self.kind, p.factors)): p for p in reversed(self.products)
+            }
+            self.products = list(reversed(unique.values()))
+            if not merged and len(self.products) == before:
+                break
+
+    def _merge(self, pairs: Iterable[tuple[int, int]]) -> bool:
+        """Merges axes; returns whether they were not yet the same."""
+        merged = False
+        for one, other in pairs:
+            if self.kind(one) != self.kind(other):
+                self.same(one, other)
+                merged = True
+        return merged
 
     def kind(self, axis: int) -> int:
         """Returns the number that speaks for all axes equal to this one."""
