@@ -22,7 +22,12 @@ SAMPLES = 32
 
 
 def pruned(
-    model: onnx.ModelProto, share: float, *, heads: bool, data: list[Feeds] | None
+    model: onnx.ModelProto,
+    share: float,
+    *,
+    heads: bool,
+    data: list[Feeds] | None,
+    finetune: bool = True,
 ) -> onnx.ModelProto:
     """Channels, and heads of attention where they are asked for."""
     smaller = onnx.ModelProto()
@@ -39,17 +44,27 @@ def pruned(
         smaller = onnxsim.apply_attention_head_wanda_pruning(
             smaller, calibration_data=data, sparsity=share
         )
-    finished = onnxsim.apply_pruning_finetune(model, smaller, calibration_data=data)
+    finished = smaller
+    if finetune:
+        finished = onnxsim.apply_pruning_finetune(model, smaller, calibration_data=data)
     return finished
 
 
 def at_share(
-    model: onnx.ModelProto, goal: float, feeds: Feeds, out: Path, *, heads: bool
+    model: onnx.ModelProto,
+    goal: float,
+    feeds: Feeds,
+    out: Path,
+    *,
+    heads: bool,
+    data: list[Feeds] | None,
 ) -> tuple[float, float]:
     """The sparsity that removes this share of the arithmetic, as near as halving comes, and the share."""
 
     def left(sparsity: float | None) -> float:
-        found = model if sparsity is None else pruned(model, sparsity, heads=heads, data=None)
+        found = model
+        if sparsity is not None:
+            found = pruned(model, sparsity, heads=heads, data=data, finetune=False)
         onnx.save(found, str(out))
         return count_arithmetic(out, feeds)
 
@@ -72,14 +87,16 @@ def main(arguments: list[str]) -> None:
     original = onnx.load(model)
     forms = [onnxsim.simplify(original)[0]] if "--simplify" in flags else []
     heads, chosen, sparsity = "--heads" in flags, [*forms, original][0], float(share)
+    data = read_feeds(Path(named["--calibrate"]))[:SAMPLES] if "--calibrate" in named else None
     if "--feeds" in named:
+        # How much goes does not depend on the samples.
+        one = None if data is None else data[:1]
         feeds = read_feeds(Path(named["--feeds"]))[0]
         least = float("inf")
         for form in (*forms, original):
-            found, gone = at_share(form, float(share), feeds, Path(out), heads=heads)
+            found, gone = at_share(form, float(share), feeds, Path(out), heads=heads, data=one)
             if abs(gone - float(share)) < least - 0.01:
                 chosen, sparsity, least = form, found, abs(gone - float(share))
-    data = read_feeds(Path(named["--calibrate"]))[:SAMPLES] if "--calibrate" in named else None
     onnx.save(pruned(chosen, sparsity, heads=heads, data=data), out)
 
 

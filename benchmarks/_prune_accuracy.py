@@ -13,8 +13,10 @@ from _pruners import (
     TWINS,
     Made,
     constant_weights,
+    known_rows,
     made_before,
     make,
+    merged,
     moved,
     onnxsim,
     optimized,
@@ -50,7 +52,7 @@ Tool: TypeAlias = Callable[[], tuple[Made, Path]]
 
 def accuracy(chosen: argparse.Namespace, output: Path) -> None:
     """Writes the table of qualities."""
-    rows: list[Row] = []
+    rows, known = list[Row](), known_rows(output, add=chosen.add)
     data = chosen.work / "data"
     data.mkdir(parents=True, exist_ok=True)
     for bundle in chosen_bundles(chosen.zoo, chosen.models, data, trained=True):
@@ -61,8 +63,14 @@ def accuracy(chosen: argparse.Namespace, output: Path) -> None:
         rows += found
         for row in found:
             say("  ".join(f"{name}={row.get(name)}" for name in COLUMNS))
-        notes = [*_notes(), *verdicts(rows)]
-        write_results(output, "Quality after pruning, without training", rows, COLUMNS, notes=notes)
+        everything = merged(known, rows)
+        write_results(
+            output,
+            "Quality after pruning, without training",
+            everything,
+            COLUMNS,
+            notes=[*_notes(), *verdicts(everything)],
+        )
 
 
 def _bundle_rows(chosen: argparse.Namespace, bundle: Bundle, folder: Path) -> list[Row]:

@@ -15,8 +15,10 @@ from _pruners import (
     TWINS,
     Made,
     constant_weights,
+    known_rows,
     made_before,
     make,
+    merged,
     onnxsim,
     optimized,
     ours,
@@ -71,17 +73,18 @@ def coverage(chosen: argparse.Namespace, output: Path) -> None:
     """Writes the table of coverage."""
     folder = chosen.work / "coverage"
     folder.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
+    rows, known = list[Row](), known_rows(output, add=chosen.add)
     for case, found in _cases(chosen, folder):
         row = _row(chosen, case, found)
         rows.append(row)
         say("  ".join(f"{name}={row.get(name)}" for name in COLUMNS if row.get(name) is not None))
+        everything = merged(known, rows)
         write_results(
             output,
             "Parameters removed when half of the channels go, %",
-            rows,
+            everything,
             COLUMNS,
-            notes=_notes(rows),
+            notes=_notes(everything),
         )
 
 

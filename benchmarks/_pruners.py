@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
-from _common import HERE, Child, onnxcomp_command, run_child
+from _common import HERE, Child, Row, onnxcomp_command, run_child
 
 ONNXSIM, TORCH = HERE / "_onnxsim_pruning.py", HERE / "_torch_pruning.py"
 # Threads of numeric libraries would make times of one depend on what else runs.
@@ -25,6 +25,20 @@ class Made:
     seconds: float = 0.0
     peak_bytes: int = 0
     note: str = ""
+
+
+def known_rows(output: Path, *, add: bool) -> list[Row]:
+    """What an earlier run wrote, if this one is to add to it."""
+    if not add or not output.exists():
+        return []
+    rows: list[Row] = json.loads(output.read_text())["rows"]
+    return rows
+
+
+def merged(known: list[Row], rows: list[Row]) -> list[Row]:
+    """Both, those measured now in place of those of the same models."""
+    now = {row["model"] for row in rows}
+    return [*(row for row in known if row["model"] not in now), *rows]
 
 
 def made_before(out: Path) -> Made | None:

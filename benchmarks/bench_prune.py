@@ -10,7 +10,8 @@ module; there Torch-Pruning gets what onnx2torch makes of them.
 
 accuracy: scores after 30 % and 50 % of the arithmetic went, without any training.
 
-What tools wrote is kept in --work and used again, except ours; --keep-ours keeps that too.
+What tools wrote is kept in --work and used again, except ours; --keep-ours keeps that too. With --add the
+models may be run a few at a time.
 """
 
 import argparse
@@ -33,6 +34,7 @@ def main() -> None:
         "--keep-ours", action="store_true", help="do not prune again what is there"
     )
     options.add_argument("--tools", nargs="+", choices=[*VARIANTS, *PEERS], help="only these")
+    options.add_argument("--add", action="store_true", help="keep results of models not run now")
     options.add_argument("--rounds", type=int, default=21)
     options.add_argument(
         "--exporters",
