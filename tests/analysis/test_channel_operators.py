@@ -434,6 +434,76 @@ CASES: dict[str, tuple[int, str]] = {
         '<ir_version: 10, opset_import: ["" : 17, "my.own" : 1]>' + rows("q = my.own.Relu (p)"),
     ),
 }
+QUANTIZED = ", float s = {0.2}, uint8 z = {3}"
+CASES |= {
+    "sums and products of integers": (
+        8,
+        ORT
+        + image(
+            "a = QuantizeLinear (p, s, z)  b = com.microsoft.QLinearSigmoid (a, s, z, s, z)"
+            "  c = com.microsoft.QLinearMul (a, s, z, b, s, z, s, z)  d = com.microsoft.QLinearAdd (a, s, z, c, s, z, s, z)"
+            "  e = com.microsoft.QLinearLeakyRelu (d, s, z, s, z)  q = DequantizeLinear (e, s, z)",
+            QUANTIZED,
+        ),
+    ),
+    "pooled and joined integers": (
+        8,
+        ORT
+        + image(
+            "a = QuantizeLinear (p, s, z)"
+            "  b = com.microsoft.QLinearAveragePool <kernel_shape = [3, 3]> (a, s, z, s, z)"
+            "  c = com.microsoft.QLinearGlobalAveragePool (b, s, z, s, z)"
+            "  d = com.microsoft.QLinearConcat <axis = 1> (s, z, c, s, z, c, s, z)  q = DequantizeLinear (d, s, z)",
+            QUANTIZED,
+            reads=16,
+        ),
+    ),
+    "softmax of integers": (
+        8,
+        ORT
+        + rows(
+            "a = QuantizeLinear (p, s, z)  b = com.microsoft.QLinearSoftmax <axis = 1, opset = 13> (a, s, z, s, z)"
+            "  q = DequantizeLinear (b, s, z)",
+            QUANTIZED,
+        ),
+    ),
+    "a product of matrices of integers": (
+        8,
+        f"""{ORT} g (float[5, 3] x) => (float[a, b] y)
+        <float[3, 8] w, int8[6, 8] u, float[6] us, int8[6] uz = {{0, 0, 0, 0, 0, 0}}, int32[6] c, float[6, 2] v{QUANTIZED}> {{
+            p = MatMul (x, w)
+            a = QuantizeLinear (p, s, z)
+            b = com.microsoft.QGemm <transB = 1> (a, s, z, u, us, uz, c, s, z)
+            q = DequantizeLinear (b, s, z)
+            y = MatMul (q, v)
+        }}""",
+    ),
+    "quantized as it comes": (
+        8,
+        ORT
+        + rows(
+            "q = com.microsoft.DynamicQuantizeMatMul (p, u, us, uz, b)",
+            ", uint8[8, 8] u, float[8] us, uint8[8] uz, float[8] b",
+        ),
+    ),
+    "a recurrent layer that is quantized as it comes": (
+        8,
+        f"""{ORT} g (float[4, 2, 3] x) => (float[a, b, c, d] y)
+        <float[3, 6] e, int8[1, 6, 32] w, int8[1, 8, 32] r, float[1, 64] b, float[1] s = {{0.1}}, int8[1] z = {{0}}, float[8, 2] v> {{
+            p = MatMul (x, e)
+            q = com.microsoft.DynamicQuantizeLSTM <hidden_size = 8> (p, w, r, b, , , , , s, z, s, z)
+            y = MatMul (q, v)
+        }}""",
+    ),
+    "an embedding in one": (
+        8,
+        f"""{ORT} g (int32[2, 5] x) => (float[a, b, c] y)
+        <float[9, 8] w, float[5, 8] o, float[8] g, float[8] b, float[8, 2] v> {{
+            q, m = com.microsoft.EmbedLayerNormalization (x, , w, o, , g, b)
+            y = MatMul (q, v)
+        }}""",
+    ),
+}
 OLD = '<ir_version: 6, opset_import: ["" : 11]>'
 CASES |= {
     "split by attribute": (

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxcomp.analysis.symbolic import windows
-from onnxcomp.analysis.symbolic.sizes import aligned, multiplied, recurrent
+from onnxcomp.analysis.symbolic.sizes import aligned, concatenated, multiplied, recurrent
 from onnxcomp.ir.ops import attribute, input_at
 
 if TYPE_CHECKING:
@@ -39,6 +39,12 @@ def _summed(known: Known, node: ir.Node) -> list[Sizes | None]:
 
 def _convolved(known: Known, node: ir.Node) -> list[Sizes | None]:
     return [windows.convolved(known.sizes(input_at(node, 0)), node)]
+
+
+def _joined(known: Known, node: ir.Node) -> list[Sizes | None]:
+    """Operands, each with a scale and a zero point, after those of the result."""
+    shapes = [known.sizes(value) for value in node.inputs[2::3]]
+    return [concatenated(shapes, attribute(node, "axis"))]
 
 
 def _pooled(known: Known, node: ir.Node) -> list[Sizes | None]:
@@ -138,6 +144,7 @@ _RULES: dict[str, Callable[[Known, ir.Node], list[Sizes | None]]] = {
         _product(0, 1),
     ),
     "QGemm": _product(0, 3),
+    "QLinearConcat": _joined,
     **dict.fromkeys(("QLinearAdd", "QLinearMul"), _spread(0, 3)),
     "QLinearWhere": _spread(0, 1, 4),
     **dict.fromkeys(("GroupQueryAttention", "MultiHeadAttention"), _attended),

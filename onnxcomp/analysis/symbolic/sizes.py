@@ -243,8 +243,11 @@ def _picked(known: Known, node: ir.Node) -> Sizes | None:
 
 
 def _concatenated(known: Known, node: ir.Node) -> Sizes | None:
-    shapes = [known.sizes(value) for value in node.inputs]
-    axis = attribute(node, "axis")
+    return concatenated([known.sizes(value) for value in node.inputs], attribute(node, "axis"))
+
+
+def concatenated(shapes: Sequence[Sizes | None], axis: object) -> Sizes | None:
+    """Returns the dimensions of operands that follow one another along an axis."""
     first = next((shape for shape in shapes if shape), None)
     if first is None or not isinstance(axis, int):
         return None
