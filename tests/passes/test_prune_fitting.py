@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,9 @@ from onnxcomp_passes.prune.prune_channels import PruneChannels
 from onnxcomp_passes.prune.support.arithmetic import arithmetic
 from onnxcomp_passes.prune.support.bends import path_of
 from onnxcomp_passes.prune.support.selection import Candidate, counts, given_back
+from tests.helpers.numbers import run, seeded_feeds
 from tests.helpers.text import model
+from tests.passes.test_shrink_channels import FAMILIES
 
 if TYPE_CHECKING:
     from onnxcomp.pipeline import Result
@@ -289,3 +292,25 @@ def test_functions_that_follow(text: str, expected: list[float] | None) -> None:
     np.testing.assert_allclose(made[0, :, 1], expected, atol=1e-6)
     slopes = np.diff(bend(np.linspace(-3, 3, 100, dtype="f4").reshape(1, 50, 2)), axis=1)
     assert (slopes >= 0).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_architecture_is_fitted(family: str) -> None:
+    proto = model(FAMILIES[family])
+    rng = np.random.default_rng(3)
+    feeds = [
+        {
+            name: array if array.dtype.kind != "f" else rng.normal(size=array.shape).astype("f4")
+            for name, array in seeded_feeds(proto).items()
+        }
+        for _ in range(8)
+    ]
+    result = Pipeline((PruneChannels(ratio=0.5),)).run(proto, samples=feeds, threads=1)
+    after = result.model.to_proto()
+    onnx.checker.check_model(after, full_check=True)
+    for output in run(after, feeds[0], "onnxruntime"):
+        assert np.isfinite(output).all()
+    (note,) = [d.message for d in result.diagnostics if d.code in {"PRN104", "PRN105"}]
+    found = re.search(r"layers fitted: ([-0-9.]+) dB before, ([-0-9.]+) dB after", note)
+    if found is not None:
+        assert float(found[2]) >= float(found[1])
