@@ -136,6 +136,17 @@ def test_nothing_to_prune() -> None:
     )
 
 
+def test_what_is_in_the_way_of_most_weights_is_said() -> None:
+    result = pruned(
+        "g (float[1, 2] x, float[2, 3] w) => (float[1, 1] y)"
+        " <float[2, 3] w = {1, 2, 3, 4, 5, 6}, float[3, 1] v> { a = MatMul (x, w)  y = MatMul (a, v) }",
+        ratio=0.5,
+    )
+    (found,) = [d for d in result.diagnostics if d.code == "PRN101"]
+    assert "a caller may replace it" in found.message
+    assert "fix-signature" in found.message
+
+
 def test_a_goal_out_of_reach() -> None:
     result = pruned(TWO, flops=0.9, keep=0.5)
     assert shapes(result.model)["w"][0] == 2

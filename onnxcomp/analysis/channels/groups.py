@@ -108,6 +108,19 @@ class ChannelMap:
             if self._space.sizes[number] > 1 and not self._positions.is_free(number):
                 yield Barrier(value, axis, self._positions.reason(number, 0))
 
+    def main_reason(self) -> str:
+        """Returns what keeps the most numbers in weights; empty when nothing keeps any."""
+        known = {value for value, _ in (*self.producers, *self.consumers)}
+        kept: dict[str, dict[ir.Value, int]] = defaultdict(dict)
+        for barrier in self.barriers():
+            tensor = barrier.value.const_value if barrier.value.is_initializer() else None
+            key = (barrier.value, barrier.axis)
+            told = key in self.producers or key in self.consumers or barrier.value not in known
+            if tensor is not None and told and len(tensor.shape) > 1:
+                kept[barrier.reason][barrier.value] = tensor.size
+        totals = {reason: sum(sizes.values()) for reason, sizes in kept.items()}
+        return max(totals, key=lambda reason: totals[reason], default="")
+
     def _groups(self) -> Iterator[Group]:
         """Sorts positions by the set that they are in; sets in the same axes make a group."""
         found: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))

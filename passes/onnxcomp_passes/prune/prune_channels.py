@@ -145,7 +145,9 @@ class PruneChannels(Goals):
         channels = ctx.facts.refresh(Channels())
         candidates = self._candidates(ctx, channels)
         if not candidates:
-            ctx.skip("PRN101", "model", "no channel may be removed")
+            reason = channels.main_reason()
+            why = f": most weights are kept because {reason}" if reason else ""
+            ctx.skip("PRN101", "model", f"no channel may be removed{why}")
             return
         gauge = self.gauge(ctx)
         if gauge is not None and not isinstance(gauge, LatencyGauge):
