@@ -9,7 +9,7 @@ import pytest
 from onnxcomp.pipeline import Pipeline
 from onnxcomp_passes.prune.shrink_channels import ShrinkChannels
 from tests.helpers import text
-from tests.helpers.check import assert_same, assert_unchanged
+from tests.helpers.check import assert_refuses, assert_same, assert_unchanged
 
 SHRINK = ShrinkChannels(multiple=1)
 
@@ -300,3 +300,18 @@ def test_units_that_a_loop_carries(first: str, units: int) -> None:
     assert left["w"] == [3, units]
     assert left["u"] == [units, units]
     assert left["v"] == [units, 2]
+
+
+def test_weights_that_callers_may_replace_stay() -> None:
+    proto = text.model(
+        """g (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)
+        <float[2, 1, 1, 1] w = {1, 0}, float[1, 2, 1, 1] v> {
+          a = Conv (x, w)
+          y = Conv (a, v)
+        }"""
+    )
+    for tensor in proto.graph.initializer:
+        info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        proto.graph.input.append(info)
+    outcome = assert_refuses(SHRINK, proto, code="SHR101")
+    assert "fix-signature" in outcome.diagnostics[0].hint

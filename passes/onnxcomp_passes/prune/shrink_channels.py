@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from onnxcomp.analysis.channels import Channels
 from onnxcomp.analysis.shapes import Shapes
-from onnxcomp.ir.ops import array, is_op, standard_op
+from onnxcomp.ir.ops import OVERRIDABLE, array, is_op, standard_op
 from onnxcomp.passbase import Pass
 from onnxcomp_passes.prune.support.constancy import Constancy
 from onnxcomp_passes.prune.support.folding import add_share
@@ -84,7 +84,13 @@ class ShrinkChannels(Pass):
         elif not tidied:
             ctx.edit.rollback(mark)
             ctx.facts.keep(())
-            ctx.skip("SHR101", "model", "no channel is without effect")
+            ctx.skip("SHR101", "model", "no channel is without effect", _hint(ctx.model))
+
+
+def _hint(model: Model) -> str:
+    if any(OVERRIDABLE in value.meta for value in model.graph.initializers.values()):
+        return "weights are inputs that callers may replace; fix-signature makes them constants"
+    return ""
 
 
 def _computes_parameters(model: Model) -> bool:
