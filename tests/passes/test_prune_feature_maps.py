@@ -206,6 +206,41 @@ def test_readers_without_a_place_for_a_constant() -> None:
     assert_refuses(PruneFeatureMaps(), proto, code="PRM103", at="spread", samples=feeds(proto))
 
 
+@pytest.mark.parametrize(
+    ("inputs", "reader"),
+    [
+        ("float[N, 8] x, float[3] c", "Gemm (r, v, c)"),
+        ("float[N, 8] x", "Gemm <alpha = 0.5> (r, v)"),
+        ("float[N, 8] x", "Gemm <beta = 0.0> (r, v, d)"),
+    ],
+)
+def test_a_bias_that_is_not_to_be_had(inputs: str, reader: str) -> None:
+    graph = f"""g ({inputs}) => (float[N, 3] y) <float[8, 6] w, float[6, 3] v, float[3] d> {{
+        a = MatMul (x, w)
+        r = Relu (a)
+        [reader] y = {reader}
+      }}"""
+    proto = text.model(graph)
+    step = PruneFeatureMaps(ratio=0.5)
+    assert_refuses(step, proto, code="PRM103", at="reader", samples=feeds(proto))
+
+
+@pytest.mark.parametrize("reader", ["Gemm (r, v, d)", "Gemm <transB = 1> (r, u)"])
+def test_readers_that_are_products_of_two_matrices(reader: str) -> None:
+    graph = f"""g (float[N, 8] x) => (float[N, 3] y)
+      <float[8, 6] w, float[6] b, float[6, 3] v, float[3, 6] u, float[1, 3] d> {{
+        a = Gemm (x, w, b)
+        r = Sigmoid (a)
+        y = {reader}
+      }}"""
+    proto = changed(graph, b=lambda array: array.__setitem__([1, 2], 400.0))
+    result = pruned(proto)
+    tensor = result.model.graph.initializers["w"].const_value
+    assert tensor is not None
+    assert tensor.numpy().shape == (8, 4)
+    assert near(proto, result) > 100
+
+
 def test_names_to_skip() -> None:
     proto = changed(chain(), b=dead([1]))
     step = PruneFeatureMaps(skip=("read*",))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 
 from onnxcomp.ir import Edit, ir
-from onnxcomp.ir.ops import array, is_op, single_use
+from onnxcomp.ir.ops import array, attribute, input_at, is_op, single_use
 from onnxcomp.quant.readers import layer_of
 from onnxcomp.quant.rounded import put_constant
 from onnxcomp.runtime import Session
@@ -91,9 +91,11 @@ def find_layer(end: End) -> Layer | None:
     layer = layer_of(end.node)
     if layer is None or layer.source is not end.source[0] or layer.weight is not end.other[0]:
         return None
-    if is_op(end.node, "MatMul") and (layer.index != 1 or layer.groups != 1):
-        return None
-    return layer
+    if is_op(end.node, "MatMul"):
+        return layer if layer.index == 1 and layer.groups == 1 else None
+    bias = input_at(end.node, 2)
+    scaled = attribute(end.node, "alpha", 1.0) != 1 or attribute(end.node, "beta", 1.0) != 1
+    return None if scaled or (bias is not None and array(bias) is None) else layer
 
 
 def find_readers(
