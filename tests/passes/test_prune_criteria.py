@@ -18,6 +18,7 @@ from onnxcomp.passbase import Context
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.runtime import Session
 from onnxcomp_passes.prune.prune_channels import PruneChannels
+from onnxcomp_passes.prune.support import evidence
 from onnxcomp_passes.prune.support.criteria import CriterionName, unit_scores
 from onnxcomp_passes.prune.support.effects import Effects
 from onnxcomp_passes.prune.support.ends import ends_of
@@ -316,6 +317,16 @@ def test_recurrent_layers_are_judged_by_what_outputs_lose() -> None:
 def test_measured_without_a_fit_is_what_the_outputs_lose() -> None:
     [found] = scored(TINY, "measured", [{"x": X}], fitted=False)
     np.testing.assert_allclose(found, np.asarray([10, 4, 16]) / 14, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["measured", "confidence"])
+def test_what_takes_too_long_is_not_measured(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "_EFFORT", 10.0)
+    ctx = context(TINY, [{"x": X}])
+    [found] = unit_scores(ctx, ctx.facts.get(Channels()), name, 0).values()
+    [said] = [said.message for said in ctx.diagnostics if said.code == "PRN107"]
+    assert "too long" in said
+    np.testing.assert_array_equal(found, scored(TINY, "obs", [{"x": X}])[0])
 
 
 def test_confidence_says_what_it_trusts() -> None:

@@ -95,7 +95,8 @@ class PruneChannels(Goals):
         "between layers are sequences.",
         "PRN106": "A group is judged by its weights, because what it carries on the samples is NaN or "
         "infinite, or cannot be seen.",
-        "PRN107": "How much each criterion counts towards `confidence` on this model.",
+        "PRN107": "How much each criterion counts towards `confidence` on this model, or why nothing was "
+        "measured.",
     }
 
     criterion: CriterionName = "auto"

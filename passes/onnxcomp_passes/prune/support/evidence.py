@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxcomp_passes.prune.support.arithmetic import arithmetic
+from onnxcomp_passes.prune.support.arithmetic import OPEN_SIZE, arithmetic
 from onnxcomp_passes.prune.support.effects import Effects
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def agreement(
 
     def blocks(index: int, count: int) -> list[Array]:
         mixed = np.random.default_rng((seed, index)).permutation(sizes[index])
-        return np.array_split(mixed, max(count, _TRIALS))[:_TRIALS]
+        return np.array_split(mixed, max(count, _TRIALS))[: min(count, _TRIALS)]
 
     known = {index: each for index, each in ends.items() if index in groups}
     trials = _run(ctx, known, samples, blocks)
@@ -133,32 +134,58 @@ def agreement(
 
 
 def _run(
-    ctx: Context, ends: Mapping[int, Sequence[End]], samples: Sequence[Any], blocks: Blocks
+    ctx: Context,
+    ends: Mapping[int, Sequence[End]],
+    samples: Sequence[Any],
+    blocks: Blocks,
 ) -> list[Trial] | None:
     """Takes blocks of units out of groups, and measures what that does."""
-    some = list(samples)[:: max(len(samples) // _SAMPLES, 1)][:_SAMPLES]
+    plan = _plan(ctx, samples, len(ends))
+    if plan is None:
+        text = "nothing was measured: that would take too long; obs decides"
+        ctx.note("PRN107", None, text)
+        return None
+    count, some = plan
     effects = Effects.prepare(ctx, ends, some)
     if effects is None:
         return None
     found = []
-    with effects.session:
-        count = _blocks(ctx, len(some), len(effects.names))
-        with ctx.progress(len(effects.names), "measuring what outputs lose") as task:
-            for index in effects.names:
-                units = len(ends[index][0].places)
-                for block in blocks(index, min(count, units)):
-                    gone = np.zeros(units, bool)
-                    gone[block] = True
-                    if len(block):
-                        found.append(Trial(index, block, effects.of(index, gone)))
-                task.advance()
+    with effects.session, ctx.progress(len(effects.names), "measuring what outputs lose") as task:
+        for index in effects.names:
+            units = len(ends[index][0].places)
+            for block in blocks(index, min(count, units)):
+                gone = np.zeros(units, bool)
+                gone[block] = True
+                if len(block):
+                    found.append(Trial(index, block, effects.of(index, gone)))
+            task.advance()
     return found
 
 
-def _blocks(ctx: Context, samples: int, groups: int) -> int:
-    """Into how many blocks the units of a group are divided."""
-    one = max(arithmetic(ctx.model), 1.0) * samples
-    return int(max(min(_EFFORT / one, _MOST) / max(groups, 1), _FEWEST_BLOCKS))
+def _plan(ctx: Context, samples: Sequence[Any], groups: int) -> tuple[int, Sequence[Any]] | None:
+    """Into how many blocks the units of a group are divided, and on which samples that is measured.
+
+    It follows from the arithmetic of one run, not from the time that it takes: results do not depend on
+    what else the machine does. None where a few blocks and one sample would be too much.
+    """
+    runs = min(_EFFORT / _operations(ctx, samples[0]), _MOST * _SAMPLES) / max(groups, 1)
+    count = min(len(samples), _SAMPLES, int(runs / _FEWEST_BLOCKS))
+    if count < 1:
+        return None
+    return int(runs / count), samples[:: max(len(samples) // count, 1)][:count]
+
+
+def _operations(ctx: Context, sample: Mapping[str, Any]) -> float:
+    """Operations of a run on a sample whose open dimensions may be larger than what is assumed."""
+    ratio = 1.0
+    for spec in ctx.model.signature().inputs:
+        dims = [dim for dim in (spec.shape or ())[1:] if not isinstance(dim, int)]
+        known = [dim for dim in spec.shape or () if isinstance(dim, int)]
+        assumed = prod(known) * OPEN_SIZE ** len(dims)
+        if spec.name in sample and assumed:
+            ratio = max(ratio, np.size(sample[spec.name]) / assumed)
+    # Where shapes are not known, at least each weight is used once.
+    return max(arithmetic(ctx.model), float(ctx.model.nbytes), 1.0) * ratio
 
 
 def _skill(trials: Sequence[Trial], costs: Mapping[int, Array]) -> float:
