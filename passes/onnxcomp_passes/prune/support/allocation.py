@@ -78,7 +78,8 @@ def _levels(sparsity: float) -> NDArray[np.float64]:
     """Shares of zeros that a layer may have: that of all, and equal steps up and down from it."""
     down = int(min(_REACH, sparsity) / _STEP + _EXACT)
     up = int(max(min(_REACH, _MOST - sparsity), 0.0) / _STEP + _EXACT)
-    return np.maximum(sparsity + _STEP * np.arange(-down, up + 1), 0.0)
+    levels: NDArray[np.float64] = np.maximum(sparsity + _STEP * np.arange(-down, up + 1), 0.0)
+    return levels
 
 
 def noises(

@@ -25,8 +25,9 @@ Way = Literal["magnitude", "wanda", "sparsegpt", "alps"]
 _DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # Where zeros are is settled with one of the first.
 _PROBES = 3
-# Above this the eigenvalues of a matrix take too long.
+# Above this the eigenvalues of a matrix take too long, and so does trying more than one damping.
 _WIDEST = 2048
+_ONE_DAMPING = (1e-2,)
 _ROUNDS = 60
 _PATIENCE = 3
 # By what the penalty grows while this share of the weights still changes places.
@@ -90,7 +91,8 @@ class Problem:
 
     def _refitted(self, ways: Collection[Way]) -> list[Found]:
         gram, cross = self.sums.gram[0], self.sums.cross[0]
-        damped = [_damped(gram, cross, self.weight, damping) for damping in _DAMPINGS]
+        dampings = _DAMPINGS if len(gram) <= _WIDEST else _ONE_DAMPING
+        damped = [_damped(gram, cross, self.weight, damping) for damping in dampings]
         systems = [each for each in damped if each is not None]
         if not systems:
             return [self.found("wanda")]
