@@ -59,6 +59,13 @@ CASES: dict[str, tuple[int, str]] = {
         8,
         image("q = Resize (p, , , s)", ", int64[4] s = {2, 8, 4, 4}"),
     ),
+    "resized along named axes": (
+        8,
+        image(
+            "q = Resize <axes = [2, 3]> (p, , , s)",
+            ", int64[2] s = {4, 4}",
+        ),
+    ),
     "padded in space": (8, image("q = Pad (p, s)", ", int64[8] s = {0, 0, 1, 1, 0, 0, 1, 1}")),
     "padded channels": (
         8,

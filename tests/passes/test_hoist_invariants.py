@@ -78,10 +78,10 @@ def test_moves_out_of_a_loop_in_a_loop_as_far_as_possible() -> None:
               y = Loop (n, , x) <
                 body = b (int64 i, bool c, float[2] s) => (bool d, float[2] t) {
                   d = Identity (c)
+                  l = Mul (k, s)
                   t = Loop (n, , s) <
                     body = b2 (int64 i2, bool c2, float[2] s2) => (bool d2, float[2] t2) {
                       d2 = Identity (c2)
-                      l = Mul (k, s)
                       m = Sin (s2)
                       t2 = Add (l, m)
                     }>

@@ -138,8 +138,9 @@ def resize(site: Site) -> None:
 
 def _scale(site: Site, axis: int, rank: int) -> float | None:
     """Returns how much longer an axis that stays as long becomes; None when it is not known."""
-    if "axes" in site.node.attributes:
-        return None
+    named = attribute(site.node, "axes")
+    if named is not None:
+        return None if axis in {place % rank for place in named} else 1.0
     if site.node.op_type == "Resize" and site.opset > 10:
         if site.input(3) is not None:
             return 1.0
