@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,7 +44,7 @@ class Network:
 
     def weight(self, *shape: int, positive: bool = False) -> str:
         """Adds random numbers."""
-        found = self.rng.normal(size=shape) / max(np.prod(shape[1:]), 1) ** 0.5
+        found = self.rng.normal(size=shape) / max(prod(shape[1:]), 1) ** 0.5
         return self.constant((np.abs(found) + 0.5 if positive else found).astype(np.float32))
 
     def constant(self, array: Any) -> str:
