@@ -302,3 +302,48 @@ def _assert_fits(shapes: ShapeMap, value: Any, array: np.ndarray, sizes: dict[st
             if item is not None:
                 told = f"{value.name}: {item} but {number} with {sizes}"
                 assert check(item, int(number), sizes), told
+
+
+def test_what_a_loop_carries_is_as_large_as_every_round_leaves_it() -> None:
+    """One state keeps its sizes, one grows along an axis, one gets another rank."""
+    found_in = Model.load(
+        model(
+            """g (int64 n, bool c, float[2, 8] x, float[N, 8] z) => (float[a, b] y, float[d, e] u, float[f, g] t)
+            <int64[1] first = {0}> {
+              y, u, t, all = Loop (n, c, x, x, z) <
+                body = b (int64 i, bool go, float[p, q] h, float[r, s] k, float m) =>
+                         (bool on, float[p2, q2] h2, float[r2, s2] k2, float m2, float[p3, q3] o) {
+                  on = Identity (go)
+                  h2 = Tanh (h)
+                  k2 = Concat <axis = 0> (k, h)
+                  m2 = Unsqueeze (m, first)
+                  o = Relu (h2)
+                }>
+            }"""
+        )
+    )
+    shapes = Facts(found_in).get(Shapes())
+    assert shapes.shape(found_in.graph.outputs[0]) == (2, 8)
+    grown = shapes.shape(found_in.graph.outputs[1])
+    assert grown is not None
+    assert not isinstance(grown[0], int)
+    assert grown[1] == 8
+    loop = next(iter(found_in.graph))
+    assert (shapes.shape(loop.outputs[3]) or ())[1:] == (2, 8)
+    assert shapes.rank(loop.outputs[2]) is None
+
+
+def test_branches_that_agree_on_some_sizes() -> None:
+    found_in = Model.load(
+        model(
+            """g (bool c, float[2, 8] x, float[N, 8] z) => (float[a, b] y) {
+              y = If (c) <
+                then_branch = one () => (float[d, e] t) { t = Relu (x) },
+                else_branch = other () => (float[f, g] e) { e = Relu (z) }
+              >
+            }"""
+        )
+    )
+    (first, second) = Facts(found_in).get(Shapes()).shape(found_in.graph.outputs[0]) or ()
+    assert not isinstance(first, int)
+    assert second == 8
