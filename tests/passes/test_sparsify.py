@@ -506,3 +506,16 @@ def test_any_share_is_reached(sparsity: float) -> None:
     found = weights(fitted(text, feeds, sparsity=sparsity))
     zeros = sum((array == 0).sum() for array in found.values())
     assert zeros / (96 * 32) == pytest.approx(sparsity, abs=0.01)
+
+
+@pytest.mark.filterwarnings("error")
+def test_inputs_that_are_never_active_go_first() -> None:
+    text = """
+        g (float[4, 64] x) => (y) <float[64, 32] v, float[32, 32] w> {
+          h = MatMul (x, v) r = Relu (h) y = MatMul (r, w) }"""
+    rng = np.random.default_rng(0)
+    active = np.arange(64) % 4 == 0
+    feeds = [{"x": (rng.normal(size=(4, 64)) * active).astype("f4")} for _ in range(16)]
+    found = weights(fitted(text, feeds))
+    assert np.mean(found["v"][~active] == 0) > 0.75
+    assert np.mean(found["v"][active] == 0) < 0.3

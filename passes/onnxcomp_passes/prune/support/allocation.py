@@ -63,13 +63,12 @@ def shares(
     levels = _levels(sparsity)
     curves, changed = {}, {}
     for layer, gram in collect_grams(model, layers, few, threads=threads):
-        curves[layer.name] = _curve(layer, gram, sparsity, levels)
+        curves[layer.name] = _curve(layer, gram, (*levels, sparsity))
         changed[layer.name] = _changed(layer, gram, sparsity)
     chosen = [layer for layer in layers if layer.name in changed]
     noise = noises(model, chosen, changed, few, threads=threads)
     sizes = {layer.name: layer.read().size for layer in chosen}
-    usual = float(np.median([*noise.values()])) if noise else 1.0
-    costs = {name: curve * noise.get(name, usual) for name, curve in curves.items()}
+    costs = _costs(curves, noise)
     found = spread(costs, sizes, levels, sparsity)
     return {layer.name: found.get(layer.name, sparsity) for layer in layers}
 
@@ -176,17 +175,34 @@ def _slope(costs: Sequence[float] | NDArray[Any], size: int, index: int) -> floa
     return float(costs[index + 1] - costs[index]) / max(size, 1)
 
 
-def _curve(layer: Layer, gram: Gram, sparsity: float, levels: NDArray[Any]) -> NDArray[np.float64]:
-    """How the error of a layer's output changes with the share of zeros; 1 at the usual share."""
-    total = np.zeros(len(levels) + 1)
+def _costs(
+    curves: Mapping[str, NDArray[Any]], noise: Mapping[str, float]
+) -> dict[str, NDArray[np.float64]]:
+    """Turns errors of layers' outputs into noise of the model's, by what was measured at the last level."""
+    gains = {
+        name: noise[name] / curve[-1]
+        for name, curve in curves.items()
+        if name in noise and curve[-1] > _EXACT * curve.max()
+    }
+    # Where zeros cost nothing at the share of all (inputs that are never active), more may cost something.
+    usual = float(np.median([*gains.values()])) if gains else 1.0
+    return {
+        name: np.maximum.accumulate(curve[:-1]) * gains.get(name, usual)
+        for name, curve in curves.items()
+    }
+
+
+def _curve(layer: Layer, gram: Gram, levels: Sequence[float]) -> NDArray[np.float64]:
+    """The error of a layer's output at each share of zeros, relative to its power."""
+    total, power = np.zeros(len(levels)), 0.0
     for weight, matrix in _parts(layer, gram):
         some = weight[:, :: -(-weight.shape[1] // _COLUMNS)]
-        for index, level in enumerate((*levels, sparsity)):
+        power += float(((matrix @ some) * some).sum())
+        for index, level in enumerate(levels):
             found = _zeroed(some, matrix, float(level), fast=layer.depth > _WIDEST)
             lost = some - found
             total[index] += float(((matrix @ lost) * lost).sum())
-    curve: NDArray[np.float64] = np.maximum.accumulate(total[:-1]) / max(total[-1], _TINY)
-    return curve
+    return np.maximum(total, 0.0) / max(power, _TINY)
 
 
 def _changed(layer: Layer, gram: Gram, sparsity: float) -> NDArray[np.float32]:
