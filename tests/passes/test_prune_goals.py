@@ -123,6 +123,7 @@ def test_the_least_share_is_found(goal: float, units: int) -> None:
 
 
 class _Counted(Gauge):
+    @override
     def left(self, model: Model) -> float:
         raise NotImplementedError
 
