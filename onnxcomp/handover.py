@@ -222,7 +222,7 @@ def _from_model(model: Model, extra_outputs: Sequence[str]) -> Handover:
 def _tensors_left_out(
     model: Model, proto: onnx.ModelProto
 ) -> Iterator[tuple[TensorProto, ir.TensorProtocol, bool]]:
-    """Yields initializers without bytes, the tensors that have them, whether in the main graph."""
+    """Yields initializers without bytes, the tensors that have them, whether they may go as arrays."""
     from onnxcomp.ir.scopes import proto_graphs
 
     for graph, written in zip(model.graphs(), proto_graphs(proto), strict=True):
@@ -236,9 +236,11 @@ def _tensors_left_out(
             written.ClearField("initializer")
             written.initializer.extend(copies)
         for stub in written.initializer:
-            tensor = graph.initializers[stub.name].const_value if _is_external(stub) else None
+            value = graph.initializers[stub.name]
+            tensor = value.const_value if _is_external(stub) else None
             if tensor is not None:
-                yield stub, tensor, graph is model.graph
+                # Also of defaults of inputs, which stay, the runtime drops those that nobody reads.
+                yield stub, tensor, graph is model.graph and bool(value.uses())
 
 
 def _is_unread(value: ir.Value) -> bool:

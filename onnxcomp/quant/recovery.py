@@ -131,11 +131,6 @@ class Judge:
 
         Not that of all samples together: one whose class flips would decide alone.
         """
-        ratios = self.each(model)
-        return float(np.mean(ratios)) if ratios else -math.inf
-
-    def each(self, model: Model) -> list[float]:
-        """Returns the ratio of each output of each sample."""
         ratios: list[float] = []
         with Session.open(model, threads=self.threads) as session:
             for feeds, expected in self.reference:
@@ -143,14 +138,16 @@ class Judge:
                 for name, wanted in expected.items():
                     if isinstance(wanted, np.ndarray) and wanted.dtype.kind == "f" and wanted.size:
                         ratios.append(_decibels(wanted, made[name]))
-        return ratios
+        return float(np.mean(ratios)) if ratios else -math.inf
 
 
 def _decibels(wanted: NDArray[Any], made: NDArray[Any]) -> float:
     if made.shape != wanted.shape:
         return -math.inf
-    noise = np.square(made.astype(np.float64) - wanted).sum()
-    signal = np.square(wanted, dtype=np.float64).sum()
+    # What is no number in float says nothing of a model.
+    known = np.isfinite(wanted)
+    wanted, made = wanted[known].astype(np.float64), made[known]
+    noise, signal = np.square(made - wanted).sum(), np.square(wanted).sum()
     if not np.isfinite(noise):
         return -math.inf
     return float(np.clip(10.0 * np.log10(max(signal, _FEW) / max(noise, _FEW)), *_DECIBELS))

@@ -17,6 +17,7 @@ from onnxcomp_passes.prune.support.criteria import CriterionName, unit_scores
 from onnxcomp_passes.prune.support.goals import Goals, LatencyGauge, preferred_multiple
 from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
+from onnxcomp_passes.prune.support.rest import fit_rest
 from onnxcomp_passes.prune.support.selection import (
     Candidate,
     Spread,
@@ -25,6 +26,7 @@ from onnxcomp_passes.prune.support.selection import (
     least_units,
     lowest,
 )
+from onnxcomp_passes.prune.support.trying import tentatively
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,11 +52,13 @@ class Trial:
         decibels: How near to the original that comes on held-out samples, before and after layers are
             fitted; None when it was not tried.
         choices: How the layers were fitted.
+        problem: Why they could not be.
     """
 
     plan: Sequence[int]
     decibels: tuple[float, float] | None = None
     choices: dict[str, list[Choice | None]] = field(default_factory=dict)
+    problem: str = ""
 
     @property
     def reached(self) -> float:
@@ -85,12 +89,14 @@ class PruneChannels(Goals):
     lossless: ClassVar[bool] = False
     codes: ClassVar[Mapping[str, str]] = {
         "PRN101": "No channel may be removed: all are tied to inputs, outputs or operators that are not "
-        "understood. `onnxcomp inspect --channels` shows what is in the way.",
-        "PRN102": "Less was removed than asked for: every group keeps a share of its channels (`keep`), or "
-        "no model was found that takes as little time; then it is the fastest that was.",
+        "understood (`onnxcomp inspect --channels` shows what is in the way), or no group may lose any.",
+        "PRN102": "Less was removed than asked for: every group keeps a share of its channels (`keep`) and "
+        "a multiple of them (`multiple`), or no model was found that takes as little time; then it is the "
+        "fastest that was.",
         "PRN103": "A group of channels was skipped, for the reason given.",
         "PRN104": "How near the outputs are to the original's on held-out samples, before and after the "
-        "layers that are left were fitted to what they gave.",
+        "layers that are left were fitted to what they gave, on the other samples. Then they are fitted once "
+        "more, on all, unless that comes less near.",
         "PRN105": "Nothing was fitted: there are no samples, or too few (give real ones, --data), or values "
         "between layers are sequences.",
         "PRN106": "A group is judged by its weights, because what it carries on the samples is NaN or "
@@ -156,7 +162,14 @@ class PruneChannels(Goals):
         plans = self._plans(ctx, shapes, candidates, gauge)
         tried = [self._tried(ctx, shapes, candidates, plan) for plan in plans if len(plans) > 1]
         best = max(tried, key=lambda each: each.reached, default=Trial(plans[0]))
+        self._say_less(ctx, candidates, best.plan)
         self._prune(ctx, shapes, candidates, best)
+
+    def _say_less(self, ctx: Context, candidates: Sequence[Candidate], plan: Sequence[int]) -> None:
+        """Says when the share of channels that was asked for does not go; rounding by one does not count."""
+        units = sum(each.group.units for each in candidates)
+        if self.ratio is not None and any(plan) and sum(plan) < self.ratio * units - len(plan):
+            ctx.warn("PRN102", "model", f"{sum(plan) / units:.0%} of the channels that may go went")
 
     def _plans(
         self,
@@ -179,7 +192,8 @@ class PruneChannels(Goals):
             if gauge is not None and not isinstance(gauge, LatencyGauge):
                 plan = self._filled(ctx, shapes, candidates, plan, gauge)
             found[tuple(plan)] = None
-        return [list(plan) for plan in found]
+        # Nothing is nearer to the original than the original: it would always be the best.
+        return [list(plan) for plan in found if any(plan)] or [list(plan) for plan in found]
 
     def _tried(
         self,
@@ -189,53 +203,32 @@ class PruneChannels(Goals):
         plan: Sequence[int],
     ) -> Trial:
         """Tries a plan, and says how near to the original that comes on held-out samples."""
-        mark, stats = ctx.edit.mark(), ctx.edit.stats.copy()
         before = ctx.model.copy()
-        removal = self._remove(ctx, shapes, candidates, plan)
-        fits = Reconstruction(ctx, before, removal)
-        decibels = fits.search(self.samples) if sum(plan) else (math.inf, math.inf)
-        ctx.edit.rollback(mark)
-        ctx.edit.stats = stats
-        return Trial(plan, decibels, fits.choices)
+        with tentatively(ctx):
+            fits = Reconstruction(ctx, before, self._remove(ctx, shapes, candidates, plan))
+            decibels = fits.search(self.samples)
+        return Trial(plan, decibels, fits.choices, fits.problem)
 
     def _prune(
-        self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate], trial: Trial
+        self, ctx: Context, shapes: ShapeMap, candidates: Sequence[Candidate], best: Trial
     ) -> None:
-        """Removes channels and fits what is left."""
-        before = ctx.model.copy() if self.reconstruct and ctx.samples is not None else None
-        removal = self._remove(ctx, shapes, candidates, trial.plan)
-        removed = sum(trial.plan)
-        ctx.edit.count("channels removed", removed)
-        if before is not None and removed:
-            self._fit(ctx, Reconstruction(ctx, before, removal, trial.choices), trial.decibels)
-        elif self.reconstruct:
-            ctx.note(
-                "PRN105", None, "the layers that are left were not fitted: there are no samples"
-            )
-
-    def _fit(
-        self,
-        ctx: Context,
-        reconstruction: Reconstruction,
-        decibels: tuple[float, float] | None,
-    ) -> None:
-        """Fits what is left, as a trial has found to be best if there was one."""
-        if decibels is None or math.isnan(decibels[0]):
-            decibels = reconstruction.run(self.samples)
-        else:
-            reconstruction.finish(self.samples)
-        first, last = decibels
-        if math.isnan(first):
-            why = reconstruction.problem or "too few samples"
-            ctx.note("PRN105", None, f"the layers that are left were not fitted: {why}")
+        """Removes channels and fits what is left, as a trial has found to be best if there was one."""
+        removed = sum(best.plan)
+        if not removed:
+            text = "every group is down to what it keeps, or too small for a multiple to go"
+            ctx.skip("PRN101", "model", text)
             return
-        fitted = len(reconstruction.fitted)
-        if fitted:
-            ctx.edit.count("layers fitted", fitted)
-            text = f"{fitted} layers fitted: {first:.1f} dB before, {last:.1f} dB after"
-        else:
-            text = f"fitting the layers did not help ({first:.1f} dB before, {last:.1f} dB after)"
-        ctx.note("PRN104", None, f"{text}, on held-out samples")
+        before = ctx.model.copy()
+        removal = self._remove(ctx, shapes, candidates, best.plan)
+        ctx.edit.count("channels removed", removed)
+        if not self.reconstruct:
+            return
+        if ctx.samples is None:
+            text = "the layers that are left were not fitted: there are no samples"
+            ctx.note("PRN105", None, text)
+            return
+        reconstruction = Reconstruction(ctx, before, removal, best.choices, problem=best.problem)
+        fit_rest(reconstruction, self.samples, ("PRN104", "PRN105"), best.decibels)
 
     def _candidates(self, ctx: Context, channels: ChannelMap) -> list[Candidate]:
         found = []
@@ -293,11 +286,9 @@ class PruneChannels(Goals):
         gauge: Gauge,
     ) -> float:
         """Returns what would be left of what there should be less of."""
-        mark = ctx.edit.mark()
-        self._remove(ctx, shapes, candidates, plan)
-        found = gauge.left(ctx.model)
-        ctx.edit.rollback(mark)
-        return found
+        with tentatively(ctx):
+            self._remove(ctx, shapes, candidates, plan)
+            return gauge.left(ctx.model)
 
     def _priced(
         self, ctx: Context, shapes: ShapeMap, candidate: Candidate, gauge: Gauge

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from typing_extensions import override
 
 from onnxcomp.analysis.channels import Channels
@@ -24,13 +24,16 @@ from onnxcomp_passes.prune.support.ablation import (
     add_shares,
     find_readers,
     shares_of,
+    why_none,
 )
 from onnxcomp_passes.prune.support.arithmetic import arithmetic
 from onnxcomp_passes.prune.support.ends import ends_of
 from onnxcomp_passes.prune.support.goals import ArithmeticGauge, Goals, LatencyGauge
 from onnxcomp_passes.prune.support.ranking import Ranking
+from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
-from onnxcomp_passes.prune.support.rest import fit_rest
+from onnxcomp_passes.prune.support.rest import INCOMPARABLE, fit_rest
+from onnxcomp_passes.prune.support.trying import divide, tentatively
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,8 +46,7 @@ if TYPE_CHECKING:
     from onnxcomp_passes.prune.support.goals import Gauge
 
 Array = np.ndarray[Any, Any]
-# Every fourth sample judges; the others tell what maps are on average.
-_HELD_OUT = 4
+# How many samples tell what maps are on average, and how many judge.
 _AVERAGED, _JUDGING = 64, 16
 # Operations that all trials together may take, and how many trials there are at most.
 _EFFORT, _MOST = 1e12, 2048
@@ -76,7 +78,7 @@ class PruneFeatureMaps(Goals):
 
     name: ClassVar[str] = "prune-feature-maps"
     lossless: ClassVar[bool] = False
-    needs: ClassVar[tuple[Requirement, ...]] = (NeedsSamples(),)
+    needs: ClassVar[tuple[Requirement, ...]] = (NeedsSamples(2),)
     codes: ClassVar[Mapping[str, str]] = {
         "PRM101": "No feature map may be replaced: all are tied to inputs, outputs or operators whose output "
         "has no place for a constant, or all carry more than may be lost.",
@@ -101,20 +103,24 @@ class PruneFeatureMaps(Goals):
     reconstruct: bool = False
     """Fit the weights of the layers that are left to what they gave before; pays where a goal takes more
     than what hardly matters."""
-    samples: PositiveInt = 128
-    """How many samples to look at; every fourth one judges."""
+    samples: Annotated[int, Field(ge=2)] = 128
+    """How many samples to look at; every fourth one judges, of two or three the last."""
 
     @override
     def run(self, ctx: Context) -> None:
         shapes, channels = ctx.facts.refresh(Shapes()), ctx.facts.refresh(Channels())
         samples = list(islice(ctx.samples or (), self.samples))
-        judging = (samples[_HELD_OUT - 1 :: _HELD_OUT] or samples)[:_JUDGING]
-        readers = self._readers(ctx, channels, _without_held_out(samples)[:_AVERAGED])
+        averaged, held_out = divide(samples)
+        judging = held_out[:_JUDGING]
+        readers = self._readers(ctx, channels, averaged[:_AVERAGED])
         if not readers:
             ctx.skip("PRM101", "model", "no feature map may be replaced")
             return
         ablation = Ablation.prepare(ctx, shapes, readers, judging)
         with ablation.session:
+            if not math.isfinite(ablation.noise({})):
+                ctx.skip("PRM101", "model", INCOMPARABLE)
+                return
             maps = _Maps(ctx, shapes, channels, readers, ablation)
             ranking = self._ranking(ctx, maps, maps.scores(len(judging)))
             gone = self._chosen(ctx, maps, ranking)
@@ -130,11 +136,12 @@ class PruneFeatureMaps(Goals):
             _tell(ctx, readers[index][0], gone[index], noise)
         ctx.edit.count("maps removed", sum(int(dead.sum()) for dead in gone.values()))
         if self.reconstruct:
-            fit_rest(ctx, before, removal, self.samples, "PRM105")
+            reconstruction = Reconstruction(ctx, before, removal)
+            fit_rest(reconstruction, self.samples, ("PRM105", "PRM105"))
         else:
-            ctx.note(
-                "PRM105", None, f"{_decibels(ctx, before, judging):.1f} dB on held-out samples"
-            )
+            found = _decibels(ctx, before, judging)
+            text = f"{found:.1f} dB on held-out samples" if math.isfinite(found) else INCOMPARABLE
+            ctx.note("PRM105", None, text)
 
     def _readers(
         self, ctx: Context, channels: ChannelMap, samples: Sequence[Mapping[str, Array]]
@@ -150,20 +157,17 @@ class PruneFeatureMaps(Goals):
             mine = ends.get(index, [])
             if not mine:
                 continue
-            readers = [known[end] for end in mine if end in known]
             names = [end.node.name or end.node.op_type for end in mine]
-            if why := self._reason(group, names, len(readers)):
+            if why := self._reason(group, names) or why_none(mine, known):
                 ctx.skip("PRM103", mine[0].node, why)
             else:
-                found[index] = readers
+                found[index] = [known[end] for end in mine]
         return found
 
-    def _reason(self, group: Group, names: Sequence[str], readers: int) -> str:
+    def _reason(self, group: Group, names: Sequence[str]) -> str:
         """Returns why the maps of a layer are left alone."""
         if group.mixed and not self.normalized:
             return group.mixed[0]
-        if readers < len(names):
-            return "maps are read by an operator whose output has no place for a constant"
         if any(fnmatchcase(name, pattern) for name in names for pattern in self.skip):
             return "its name is among those to skip"
         return ""
@@ -234,7 +238,8 @@ class _Maps:
             alone[block] = together[block] = True
             noise = self.ablation.noise({index: together})
             cost = max(noise - before, self.ablation.noise({index: alone}))
-            found[block] = cost * changes[block] / max(float(changes[block].sum()), _TINY)
+            share = changes[block] / max(float(changes[block].sum()), _TINY)
+            found[block] = cost * share if math.isfinite(cost) else np.inf
             before = max(noise, before)
         return found
 
@@ -273,27 +278,17 @@ class _Maps:
 
     def without(self, gone: Mapping[int, Array]) -> Model:
         """Returns a copy of the model without some maps."""
-        mark, stats = self.ctx.edit.mark(), self.ctx.edit.stats.copy()
-        self.remove(gone)
-        copy = self.ctx.model.copy()
-        self.ctx.edit.rollback(mark)
-        self.ctx.edit.stats = stats
-        return copy
-
-
-def _without_held_out(
-    samples: Sequence[Mapping[str, Array]],
-) -> Sequence[Mapping[str, Array]]:
-    rest = [each for index, each in enumerate(samples) if index % _HELD_OUT != _HELD_OUT - 1]
-    return rest or samples
+        with tentatively(self.ctx):
+            self.remove(gone)
+            return self.ctx.model.copy()
 
 
 def _tell(ctx: Context, reader: Reader, dead: Array, noise: float) -> None:
-    text = f"{int(dead.sum())} of {len(dead)} maps that it reads are gone: {noise:.2g} of the power of the outputs"
-    ctx.note("PRM104", reader.node, text)
+    text = f"{int(dead.sum())} of {len(dead)} maps that it reads are gone"
+    cost = f"{noise:.2g} of the power of the outputs" if math.isfinite(noise) else INCOMPARABLE
+    ctx.note("PRM104", reader.node, f"{text}: {cost}")
 
 
 def _decibels(ctx: Context, before: Model, samples: Sequence[Mapping[str, Array]]) -> float:
     with Session.open(before, threads=ctx.threads) as session:
-        found = Judge(Reference(session, samples), ctx.threads).decibels(ctx.model)
-    return found if math.isfinite(found) else -math.inf
+        return Judge(Reference(session, samples), ctx.threads).decibels(ctx.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -19,13 +20,16 @@ from onnxcomp_passes.prune.support.ablation import (
     add_shares,
     find_readers,
     shares_of,
+    why_none,
 )
 from onnxcomp_passes.prune.support.criteria import unit_scores
 from onnxcomp_passes.prune.support.ends import ends_of
 from onnxcomp_passes.prune.support.goals import Goals
 from onnxcomp_passes.prune.support.ranking import Ranking
+from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
-from onnxcomp_passes.prune.support.rest import fit_rest
+from onnxcomp_passes.prune.support.rest import INCOMPARABLE, fit_rest
+from onnxcomp_passes.prune.support.trying import tentatively
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,10 +69,12 @@ class PruneHeads(Goals):
         "PRH101": "The model has no heads of attention that may be removed.",
         "PRH102": "Less was removed than asked for: every layer is down to the heads that it keeps.",
         "PRH103": "The heads of a layer were left alone, for the reason given.",
-        "PRH104": "Heads of a layer were removed: which, and what share of the power of the outputs changes "
-        "when each of them alone is replaced by what it is on average.",
+        "PRH104": "Heads of a layer were removed: which, and what the criterion says of each; `effect` is "
+        "what share of the power of the outputs changes when it alone is replaced by what it is on average.",
         "PRH105": "How near the outputs are to the original's on held-out samples, before and after what is "
-        "left was fitted, or why it was not.",
+        "left was fitted to what it gave on the others (then once more, on all, unless that comes less "
+        "near), or why it was not.",
+        "PRH106": "Another criterion than `effect` decides, for the reason given.",
     }
 
     criterion: Literal["effect", "wanda", "fluctuation", "obs", "l2", "random"] = "effect"
@@ -106,7 +112,8 @@ class PruneHeads(Goals):
             self._tell(ctx, readers[index][0], dead, scores[index])
         ctx.edit.count("heads removed", sum(int(dead.sum()) for dead in gone.values()))
         if self.reconstruct:
-            fit_rest(ctx, before, removal, self.samples, "PRH105")
+            reconstruction = Reconstruction(ctx, before, removal)
+            fit_rest(reconstruction, self.samples, ("PRH105", "PRH105"))
 
     def _readers(self, ctx: Context, channels: ChannelMap) -> dict[int, list[Reader]]:
         """Returns the layers that read heads, by the index of the group."""
@@ -117,21 +124,18 @@ class PruneHeads(Goals):
         wanted = [end for index in groups for end in ends.get(index, ())]
         known = find_readers(ctx.model, wanted, samples, ctx.threads)
         for index, group in groups.items():
-            names = [end.node.name or end.node.op_type for end in ends.get(index, ())]
-            readers = [known[end] for end in ends.get(index, ()) if end in known]
-            why = self._reason(group, names, len(readers))
-            if why:
+            mine = ends.get(index, [])
+            names = [end.node.name or end.node.op_type for end in mine]
+            if why := self._reason(group, names) or why_none(mine, known):
                 ctx.skip("PRH103", names[0] if names else group.members[0].value.name, why)
             else:
-                found[index] = readers
+                found[index] = [known[end] for end in mine]
         return found
 
-    def _reason(self, group: Group, names: Sequence[str], readers: int) -> str:
+    def _reason(self, group: Group, names: Sequence[str]) -> str:
         """Returns why the heads of a layer are left alone."""
         if group.mixed:
             return group.mixed[0]
-        if not readers or readers < len(names):
-            return "heads are read by something else than a matrix"
         if group.units <= self.keep:
             return f"there are no more than {self.keep} of them"
         if any(fnmatchcase(name, pattern) for name in names for pattern in self.skip):
@@ -152,6 +156,11 @@ class PruneHeads(Goals):
         ablation = Ablation.prepare(ctx, shapes, readers, samples)
         units = {index: channels.groups[index].units for index in readers}
         scores: dict[int, Array] = {}
+        if not math.isfinite(ablation.noise({})):
+            ablation.session.close()
+            ctx.note("PRH106", None, f"obs decides: {INCOMPARABLE}")
+            other = unit_scores(ctx, channels, "obs", self.seed)
+            return {index: other[index] for index in readers}
         with (
             ablation.session,
             ctx.progress(sum(units.values()), "trying the model without each head") as task,
@@ -175,12 +184,9 @@ class PruneHeads(Goals):
         ranking = Ranking(scores, keep, level=self.spread == "uniform")
 
         def left(share: float) -> float:
-            mark, stats = ctx.edit.mark(), ctx.edit.stats.copy()
-            _remove(ctx, shapes, layers, ranking.share(share))
-            found = gauge.left(ctx.model) if gauge is not None else 0.0
-            ctx.edit.rollback(mark)
-            ctx.edit.stats = stats
-            return found
+            with tentatively(ctx):
+                _remove(ctx, shapes, layers, ranking.share(share))
+                return gauge.left(ctx.model) if gauge is not None else 0.0
 
         gauge = self.gauge(ctx)
         if gauge is None:

@@ -20,8 +20,10 @@ from onnxcomp.runtime import Session
 from onnxcomp_passes.prune.support.blocks import find_blocks, find_branches, is_layer
 from onnxcomp_passes.prune.support.goals import Goals, LatencyGauge
 from onnxcomp_passes.prune.support.omission import Omissions, Replacement
+from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
-from onnxcomp_passes.prune.support.rest import fit_rest
+from onnxcomp_passes.prune.support.rest import INCOMPARABLE, fit_rest
+from onnxcomp_passes.prune.support.trying import divide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
     from onnxcomp_passes.prune.support.goals import Gauge
     from onnxcomp_passes.prune.support.omission import Left
 
-# Every fourth sample judges; the others are what stand-ins are fitted to.
-_HELD_OUT = 4
 # As many are enough to tell blocks apart.
 _JUDGING = 16
 
@@ -112,10 +112,14 @@ class PruneLayers(Goals):
         shapes = ctx.facts.get(Shapes())
         left = self._leave_out(ctx, pieces, before, samples)
         if not left:
-            ctx.skip("PRL101", "model", "no block may be removed within the limits that were given")
+            why = "without any one of them the model does not run"
+            if self.least_decibels is not None:
+                why = "no block may be removed within the limits that were given"
+            ctx.skip("PRL101", "model", f"{why}, or {INCOMPARABLE}")
             return
         if self.reconstruct:
-            fit_rest(ctx, before, Removal(ctx, shapes), self.samples, "PRL105")
+            reconstruction = Reconstruction(ctx, before, Removal(ctx, shapes))
+            fit_rest(reconstruction, self.samples, ("PRL105", "PRL105"))
 
     def _pieces(self, ctx: Context) -> list[Piece]:
         shapes = ctx.facts.refresh(Shapes())
@@ -148,17 +152,16 @@ class PruneLayers(Goals):
         """Removes blocks until the goal is reached; returns them."""
         gauge = self.gauge(ctx)
         enough = self._enough(len(pieces))
-        held_out = (samples[_HELD_OUT - 1 :: _HELD_OUT] or samples)[:_JUDGING]
-        rest = [each for index, each in enumerate(samples) if index % _HELD_OUT != _HELD_OUT - 1]
+        fitted, held_out = divide(samples) if len(samples) > 1 else ([], samples)
         done: list[Left] = []
         with (
             Session.open(before, threads=ctx.threads) as session,
             ctx.progress(len(pieces), "measuring blocks") as task,
         ):
-            judge = Judge(Reference(session, held_out), ctx.threads)
+            judge = Judge(Reference(session, held_out[:_JUDGING]), ctx.threads)
             saving = None if gauge is None or isinstance(gauge, LatencyGauge) else gauge.left
-            omissions = Omissions(ctx, before, judge, rest, self.replacement, saving)
-            mark, stats = ctx.edit.mark(), ctx.edit.stats.copy()
+            omissions = Omissions(ctx, before, judge, fitted, self.replacement, saving)
+            mark, stats, reached = ctx.edit.mark(), ctx.edit.stats.copy(), False
             for left in omissions.run(pieces, task):
                 if self.least_decibels is not None and left.decibels < self.least_decibels:
                     ctx.edit.rollback(mark)
@@ -167,9 +170,10 @@ class PruneLayers(Goals):
                 done.append(left)
                 _tell(ctx, left)
                 mark, stats = ctx.edit.mark(), ctx.edit.stats.copy()
-                if len(done) >= enough or _is_reached(gauge, ctx.model):
+                reached = len(done) >= enough or _is_reached(gauge, ctx.model)
+                if reached:
                     break
-            if len(done) < enough and not _is_reached(gauge, ctx.model):
+            if not reached:
                 self._say_less(ctx, done)
         if done:
             ctx.edit.count("blocks removed", len(done))

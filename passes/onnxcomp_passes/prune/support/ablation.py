@@ -118,6 +118,20 @@ def find_readers(
     }
 
 
+def why_none(ends: Sequence[End], known: Mapping[End, Reader]) -> str:
+    """Returns why units cannot be replaced by their mean where they end; nothing where they can.
+
+    Args:
+        ends: Where they end.
+        known: What `find_readers` returned.
+    """
+    if not ends or any(find_layer(end) is None for end in ends):
+        return "what reads them has no place for a constant in its output"
+    if any(end not in known for end in ends):
+        return "what they carry on the samples is NaN or infinite, or cannot be seen"
+    return ""
+
+
 @dataclass(eq=False)
 class _Rows:
     """Sums over what a layer multiplies, as (groups, depth)."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import is_op, standard_op, subgraphs
+from onnxcomp.ir.ops import is_op, is_training, standard_op, subgraphs
 from onnxcomp_passes.prune.support.constant_rules import RULES, is_known_type
 from onnxcomp_passes.prune.support.relations import Relations
 from onnxcomp_passes.prune.support.repetition import repeat
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 # Longer axes are signals, not channels.
 LONGEST = 1 << 14
+_EXACT = 2.0**53
 # What arithmetic in 64 bits cannot see: sums that overflow in the model's own type.
 _LARGEST = {
     kind: float(np.finfo(kind.numpy()).max) for kind in (ir.DataType.FLOAT16, ir.DataType.FLOAT)
@@ -57,16 +58,18 @@ class Constancy:
             for body in subgraphs(node):
                 self.sweep(body)
             rule = RULES.get(standard_op(node) or "")
-            if rule is not None and is_known_type(self.shapes, node):
+            if rule is not None and is_known_type(self.shapes, node) and not is_training(node):
                 rule(self, node)
 
     def forget(self, graph: ir.Graph) -> None:
-        """Forgets what is known of the values of a body."""
+        """Forgets what is known of the values of a body, and of those within."""
         for value in graph.inputs:
             self._found.pop(value, None)
         for node in graph:
             for value in node.outputs:
                 self._found.pop(value, None)
+            for body in subgraphs(node):
+                self.forget(body)
 
     def of(self, value: ir.Value, axis: int) -> Array:
         """Returns the number at each position of an axis, NaN where it may vary."""
@@ -160,4 +163,7 @@ def _uniform(tensor: Array, axis: int) -> Array:
     rows = np.moveaxis(tensor, axis, 0).reshape(tensor.shape[axis], -1)
     if tensor.dtype.kind not in "fbiu" or not rows.shape[1]:
         return np.full(tensor.shape[axis], np.nan)
-    return np.where((rows == rows[:, :1]).all(1), rows[:, 0], np.nan).astype(np.float64)
+    first = rows[:, 0].astype(np.float64)
+    # Larger integers are not told apart from their neighbours.
+    exact = rows.dtype.kind == "f" or np.abs(first) < _EXACT
+    return np.where((rows == rows[:, :1]).all(1) & exact, first, np.nan)

@@ -121,7 +121,7 @@ def _product(constancy: Constancy, node: ir.Node) -> None:
 def _is_softmax(constancy: Constancy, value: ir.Value | None) -> bool:
     """Whether the rows of a matrix add up to one."""
     node, rank = producer_of(value, "Softmax"), constancy.shapes.rank(value)
-    version = 13 if node is None or node.version is None else node.version
+    version = constancy.opset if node is None or node.version is None else node.version
     return (
         node is not None
         and rank is not None
@@ -155,11 +155,8 @@ def _row(bias: Array | None, size: int) -> Array | None:
 def _batch_normalization(constancy: Constancy, node: ir.Node) -> None:
     parameters = [weight_of(value) for value in node.inputs[1:5]]
     source = node.inputs[0]
-    if (
-        source is None
-        or any(found is None for found in parameters)
-        or attribute(node, "training_mode", 0)
-    ):
+    # Before opset 9 there could be numbers for each position in space.
+    if source is None or any(found is None or found.ndim != 1 for found in parameters):
         return
     scale, shift, mean, variance = (np.asarray(found, np.float64) for found in parameters)
     held = _held(constancy, source, 1, len(scale))

@@ -108,7 +108,7 @@ def _elementwise(constancy: Constancy, node: ir.Node) -> None:
     spread = node.op_type in BROADCAST
     operands = list(node.inputs if spread else node.inputs[:1])
     masks = node.op_type == "Mul" and any(weight_of(value) is not None for value in operands)
-    if not (constancy.anything(operands) or masks):
+    if not (constancy.anything(operands) or masks) or "broadcast" in node.attributes:
         return
     for axis in constancy.axes(node.outputs[0]):
         vectors = [_aligned(constancy, value, node.outputs[0], axis) for value in operands]

@@ -45,6 +45,8 @@ def drop_constant_branches(ctx: Context, constancy: Constancy) -> int:
             others = [v for place, v in enumerate(node.inputs) if place != use.idx]
             if node.graph is None or standard_op(node) not in BROADCAST or node.outputs[0] in known:
                 continue
+            if is_op(node, "PRelu") and use.idx == 0:
+                continue  # slopes are spread over what they are applied to, not the other way
             if any(same_shape(constancy.shapes, other, node.outputs[0]) for other in others):
                 vector = _vector(ctx, node, constancy, value, axis, numbers)
                 rewire(ctx.edit, node, use.idx, vector)

@@ -65,7 +65,9 @@ class Fingerprints:
 
 
 def _digest(row: Array) -> bytes:
-    return hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+    """Tells slices apart by what they hold, and by shape and type: both decide what becomes of them."""
+    kind = f"{row.dtype.str}{row.shape}".encode()
+    return hashlib.blake2b(kind + row.tobytes(), digest_size=16).digest()
 
 
 class Likeness:
@@ -128,9 +130,16 @@ class Likeness:
         held = self._constancy.of(value, axis)
         if len(held) == len(numbers):
             fixed = ~np.isnan(held) & (held != 0) & np.isfinite(held)
-            numbers = np.where(fixed, self._number("one"), numbers)
+            numbers = np.where(fixed, self._number(("one", self._slice_of(value, axis))), numbers)
             scale = np.where(fixed, held, scale)
         self._found[(value, axis)], self._scale[(value, axis)] = numbers, scale
+
+    def _slice_of(self, value: ir.Value, axis: int) -> Hashable:
+        """What a slice looks like; that of a value of unknown sizes is like no other's."""
+        shape = list(self._shapes.shape(value) or ())
+        rest = (*shape[:axis], *shape[axis + 1 :])
+        kind = str(self._shapes.dtype(value))
+        return (kind, id(value)) if any(dim is None for dim in rest) else (kind, *map(str, rest))
 
     def _sweep(self, graph: ir.Graph) -> None:
         for node in graph:
@@ -232,7 +241,7 @@ class Likeness:
             c.right[0] for c in relations.roles.contractions if weight_of(c.right[0]) is None
         }
         whole = tuple(
-            None if value in cut and value not in summed else self._whole(value)
+            node.inputs.index(value) if value in cut and value not in summed else self._whole(value)
             for value in node.inputs
         )
         return (node.domain, node.op_type, _attributes(node), node.outputs.index(output), whole)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from onnxcomp.errors import UserError
 from onnxcomp.ir.ops import constant
 from onnxcomp_passes.prune.support.shortcuts import Shortcut, fit_shortcut, observe
+from onnxcomp_passes.prune.support.trying import tentatively
 from onnxcomp_passes.simplify.eliminate_dead import EliminateDead
 
 if TYPE_CHECKING:
@@ -161,15 +162,15 @@ class Omissions:
 
     def _measure(self, piece: Piece, form: Form, shortcut: Shortcut | None) -> tuple[float, float]:
         """Returns how near the outputs are without a piece, and what that saves."""
-        mark, stats, now = self.ctx.edit.mark(), self.ctx.edit.stats.copy(), dict(self._now)
-        self._apply(piece, form, shortcut)
-        try:
-            decibels = self.judge.decibels(self.ctx.model)
-            saved = 1.0 if self.saving is None else self._share - self._left()
-        except UserError:  # what fits on paper may not fit in fact
-            decibels, saved = -math.inf, 0.0
-        self.ctx.edit.rollback(mark)
-        self.ctx.edit.stats, self._now = stats, now
+        now = dict(self._now)
+        with tentatively(self.ctx):
+            self._apply(piece, form, shortcut)
+            try:
+                decibels = self.judge.decibels(self.ctx.model)
+                saved = 1.0 if self.saving is None else self._share - self._left()
+            except UserError:  # what fits on paper may not fit in fact
+                decibels, saved = -math.inf, 0.0
+        self._now = now
         return decibels, saved
 
     def _left(self) -> float:

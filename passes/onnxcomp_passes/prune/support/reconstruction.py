@@ -15,6 +15,7 @@ from onnxcomp.quant.recovery import Judge
 from onnxcomp.quant.segments import NoTensorError, Segment, Walk, split
 from onnxcomp.runtime import Session
 from onnxcomp_passes.prune.support.regression import Choice, Problem, fit_layer
+from onnxcomp_passes.prune.support.trying import divide, tentatively
 from onnxcomp_passes.prune.support.twins import twin_of
 from onnxcomp_passes.prune.support.weights import bias_of, put_weight
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Reconstruction", "bias_of", "put_weight"]
 
-# Every fourth sample only decides whether what was found stays.
-_HELD_OUT = 4
 _FEWEST = 4
 # Rows of a sample that a layer is fitted on, and numbers in the rows of all samples.
 _ROWS, _FEWEST_ROWS = 1024, 32
@@ -50,13 +49,15 @@ class Reconstruction:
     something that is there already makes up for what that lost (section 3.2 there).
 
     How each layer is fitted, and whether, is decided on held-out samples. Then it is done once more on
-    all of them.
+    all of them; that stays where it is as near on those that were held out, which by then it knows.
 
     Attributes:
         ctx: The pass that prunes.
         before: The model before.
         removal: What was removed.
         choices: How layers are fitted, by name; found by `search`.
+        fitted: Names of the layers that were.
+        is_final: Whether they were fitted on all samples in the end.
         problem: Why nothing could be fitted, where it was not for want of samples.
     """
 
@@ -65,7 +66,7 @@ class Reconstruction:
     removal: Removal
     choices: dict[str, list[Choice | None]] = field(default_factory=dict)
     fitted: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
+    is_final: bool = False
     problem: str = ""
 
     def run(self, limit: int) -> tuple[float, float]:
@@ -73,27 +74,29 @@ class Reconstruction:
 
         That after is of layers that were fitted without them.
         """
-        mark = self.ctx.edit.mark()
-        first, last = self.search(limit)
-        if last > first:
-            self.ctx.edit.rollback(mark)
-            self.finish(limit)
+        with tentatively(self.ctx):
+            first, last = self.search(limit)
+        self.finish(limit, last)
         return first, last
 
     def search(self, limit: int) -> tuple[float, float]:
         """Fits all layers on three of four samples, which leaves some to judge by; returns as `run` does."""
         samples = list(islice(self.ctx.samples or (), limit))
-        held_out = samples[_HELD_OUT - 1 :: _HELD_OUT]
         if len(samples) < _FEWEST:
             return math.nan, math.nan
         with Session.open(self.before, threads=self.ctx.threads) as session:
-            judge = Judge(Reference(session, held_out), self.ctx.threads)
+            judge = Judge(Reference(session, divide(samples)[1]), self.ctx.threads)
             first = judge.decibels(self.ctx.model)
             mark = self.ctx.edit.mark()
+            if not self._twins():
+                self.problem = "none multiplies with a constant of float32 that nothing else reads"
+                return first, first
             try:
                 self._walk(samples, final=False)
             except NoTensorError as error:
                 self.ctx.edit.rollback(mark)
+                self.fitted.clear()
+                self.choices.clear()
                 self.problem = error.message
                 return math.nan, math.nan
             last = judge.decibels(self.ctx.model)
@@ -103,12 +106,29 @@ class Reconstruction:
             self.choices.clear()
         return first, last
 
-    def finish(self, limit: int) -> None:
-        """Fits the layers on all samples, as the search has found to be best."""
-        self.fitted.clear()
-        self._walk(list(islice(self.ctx.samples or (), limit)), final=True)
+    def finish(self, limit: int, least: float) -> None:
+        """Fits the layers as the search has found to be best: on all samples, where that is no worse.
+
+        Args:
+            limit: How many samples to look at.
+            least: How near to the original the search came.
+        """
+        if not self.choices:
+            return
+        samples = list(islice(self.ctx.samples or (), limit))
+        mark, stats = self.ctx.edit.mark(), self.ctx.edit.stats.copy()
+        self.is_final = True
+        self._walk(samples, final=True)
+        with Session.open(self.before, threads=self.ctx.threads) as session:
+            judge = Judge(Reference(session, divide(samples)[1]), self.ctx.threads)
+            self.is_final = judge.decibels(self.ctx.model) >= least
+        if not self.is_final:
+            self.ctx.edit.rollback(mark)
+            self.ctx.edit.stats = stats
+            self._walk(samples, final=True)
 
     def _walk(self, samples: Sequence[State], *, final: bool) -> None:
+        self.fitted.clear()
         twins = self._twins()
         new = split(self.ctx.model.graph, [twin.layer.node for twin in twins.values()])
         old = split(self.before.graph, [twin.before.node for twin in twins.values()])
@@ -151,7 +171,10 @@ class Reconstruction:
         asides = twin.aside or (None, None)
         now, seen = _with_values(walks[0], segments[0], (twin.layer.source, asides[0]))
         was, originals = _with_values(walks[1], segments[1], (twin.before.source, asides[1]))
-        if self._fit(twin, seen, originals, final=final):
+        # What is no finite number is left out of the rows.
+        with np.errstate(over="ignore", invalid="ignore"):
+            changed = self._fit(twin, seen, originals, final=final)
+        if changed:
             now = list(walks[0].run(segments[0]))
         walks[0].advance(segments[0], now)
         walks[1].advance(segments[1], was)
@@ -171,15 +194,14 @@ class Reconstruction:
             rows = _rows(twin, samples)
         if rows is None:
             return False
-        held_out = [] if final else rows[_HELD_OUT - 1 :: _HELD_OUT]
-        fitted = [each for i, each in enumerate(rows) if final or i % _HELD_OUT != _HELD_OUT - 1]
+        fitted, held_out = (rows, []) if self.is_final else divide(rows)
         problems = Problem(fitted, twin.bend), Problem(held_out, twin.bend)
         chosen = self.choices[name] if final else None
         best, choices = fit_layer(*problems, twin.start, chosen)
         if not any(choices):
-            self.kept.append(name)
             return False
-        self.choices[name] = choices
+        if not final:
+            self.choices[name] = choices
         put_weight(self.ctx.edit, twin.layer, best.weight)
         if twin.bias is not None and best.bias is not None:
             twin.bias.write(self.ctx.edit, best.bias.reshape(-1))
@@ -196,7 +218,7 @@ def _rows(twin: Twin, samples: Sequence[tuple[Seen, Seen]]) -> list[Rows] | None
         rows = twin.rows(now, was, limit)
         if rows is None:
             return None
-        found.append(rows)
+        found.append(rows.known())
     return found
 
 

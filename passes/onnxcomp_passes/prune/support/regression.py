@@ -41,6 +41,15 @@ class Rows:
     wanted: NDArray[Any]
     aside: NDArray[Any] | None = None
 
+    def known(self) -> Rows:
+        """Returns the rows that are finite numbers."""
+        parts = [self.inputs, self.wanted, *([] if self.aside is None else [self.aside])]
+        if all(np.isfinite(part.sum(dtype=np.float64)) for part in parts):
+            return self
+        fine = np.all([np.isfinite(part).all(axis=(0, 2)) for part in parts], axis=0)
+        aside = None if self.aside is None else self.aside[:, fine]
+        return Rows(self.inputs[:, fine], self.wanted[:, fine], aside)
+
     def given(self, fit: Fit) -> NDArray[Any]:
         """Returns the sum that a fit gives."""
         found: NDArray[Any] = self.inputs @ fit.weight.astype(self.inputs.dtype)

@@ -5,34 +5,49 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from onnxcomp_passes.prune.support.reconstruction import Reconstruction
-
 if TYPE_CHECKING:
-    from onnxcomp.ir import Model
-    from onnxcomp.passbase import Context
-    from onnxcomp_passes.prune.support.removal import Removal
+    from onnxcomp_passes.prune.support.reconstruction import Reconstruction
+
+INCOMPARABLE = "outputs cannot be compared: none is of floating point, or some are not finite"
 
 
-def fit_rest(ctx: Context, before: Model, removal: Removal, limit: int, code: str) -> None:
+def fit_rest(
+    reconstruction: Reconstruction,
+    limit: int,
+    codes: tuple[str, str],
+    known: tuple[float, float] | None = None,
+) -> None:
     """Fits the layers that are left to what they gave before; tells how near the outputs come.
 
     Args:
-        ctx: The pass.
-        before: The model before.
-        removal: What was removed of the channels of layers that are left.
+        reconstruction: The model before and what was removed.
         limit: How many samples to look at.
-        code: The diagnostic.
+        codes: The diagnostics, for how it went and for why it did not.
+        known: How near the outputs came when it was tried, before and after; None when it was not.
     """
-    reconstruction = Reconstruction(ctx, before, removal)
-    first, last = reconstruction.run(limit)
-    if math.isnan(first):
+    ctx = reconstruction.ctx
+    if known is None or math.isnan(known[0]):
+        known = reconstruction.run(limit)
+    else:
+        reconstruction.finish(limit, known[1])
+    first, last = known
+    if max(first, last) == -math.inf:
+        reconstruction.problem = INCOMPARABLE
+        first = math.nan
+    if reconstruction.problem or math.isnan(first):
         why = reconstruction.problem or "too few samples"
-        ctx.note(code, None, f"the layers that are left were not fitted: {why}")
+        near = "" if math.isnan(first) else f" ({first:.1f} dB on held-out samples)"
+        ctx.note(codes[1], None, f"the layers that are left were not fitted: {why}{near}")
         return
     fitted = len(reconstruction.fitted)
-    if fitted:
-        ctx.edit.count("layers fitted", fitted)
-        text = f"{fitted} layers fitted: {first:.1f} dB before, {last:.1f} dB after"
-    else:
+    if not fitted:
         text = f"fitting the layers did not help ({first:.1f} dB before, {last:.1f} dB after)"
-    ctx.note(code, None, f"{text}, on held-out samples")
+        ctx.note(codes[0], None, f"{text}, on held-out samples")
+        return
+    ctx.edit.count("layers fitted", fitted)
+    text = (
+        f"{fitted} layers fitted: {first:.1f} dB before, {last:.1f} dB after, on held-out samples"
+    )
+    if reconstruction.is_final:
+        text += "; then fitted to these too, which came no less near"
+    ctx.note(codes[0], None, text)

@@ -130,7 +130,7 @@ class Twin:
         wanted = Rows(wanted, wanted).given(self._original)
         if inputs.shape[1] != wanted.shape[1]:
             return None
-        if self.path is None:
+        if self.path is None or not inputs.shape[1]:
             return Rows(inputs, wanted)
         aside, before = self._aside(now[1], was[1], limit)
         if not (_fits(aside, wanted) and _fits(before, wanted)):

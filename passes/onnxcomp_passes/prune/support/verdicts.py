@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnxcomp.analysis.channels.table import known_as
 from onnxcomp.ir import ir
-from onnxcomp.ir.ops import array, attribute, constant, is_op
+from onnxcomp.ir.ops import array, attribute, constant, input_at, is_op
 from onnxcomp_passes.prune.support.folding import share_of, takes_bias
 from onnxcomp_passes.prune.support.stored import weight_of
 
@@ -26,6 +27,16 @@ Array = np.ndarray[Any, Any]
 _IMAGE = 4
 # Sums over channels in which the weights of two equal channels may be added up.
 _LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+# Where sums of integers have the zero points of what they multiply.
+_ZERO_POINTS: dict[str, tuple[int | None, int | None]] = {
+    "ConvInteger": (2, 3),
+    "MatMulInteger": (2, 3),
+    "QLinearConv": (2, 5),
+    "QLinearMatMul": (2, 5),
+    "com.microsoft.DynamicQuantizeMatMul": (None, 3),
+    "com.microsoft.MatMulIntegerToFloat": (4, 5),
+    "com.microsoft.QGemm": (2, 5),
+}
 
 
 @dataclass(frozen=True)
@@ -128,13 +139,14 @@ class Judge:
         if left is None or right is None:
             # A convolution in groups of which whole ones go: what reads the unit goes with it.
             return np.ones(group.units, bool)
-        silent = _by_unit(self._silence(*contraction.left), left)
-        silent |= _by_unit(self._silence(*contraction.right), right)
+        zeros = zero_points(contraction.node)
+        silent = _by_unit(self._silence(*contraction.left, zeros[0]), left)
+        silent |= _by_unit(self._silence(*contraction.right, zeros[1]), right)
         return silent | self._is_foldable(contraction, left)
 
-    def _silence(self, value: ir.Value, axis: int) -> Array:
-        """Positions of an axis that hold zeros and nothing else."""
-        zeros: Array = self._constancy.of(value, axis) == 0
+    def _silence(self, value: ir.Value, axis: int, zero: float) -> Array:
+        """Positions of an axis that hold what stands for zero and nothing else."""
+        zeros: Array = self._constancy.of(value, axis) == zero
         weight = weight_of(value)
         if weight is None:
             return zeros
@@ -143,15 +155,22 @@ class Judge:
             # What reads for channels that go does not count any more.
             kept = self._removal.kept(value, place)
             weight = weight if kept is None else weight.compress(kept, place)
-        nothing: Array = zeros | ~(weight != 0).any(others)
+        nothing: Array = zeros | ~(weight != zero).any(others)
         return nothing
 
     def _is_foldable(self, contraction: Contraction, member: Member) -> Array:
         """Whether what a unit holds can move into the bias of its reader."""
-        weight = array(contraction.right[0])
-        if weight is None or not takes_bias(contraction, weight):
+        held = self._held_for_bias(contraction)
+        if held is None:
             return np.zeros(len(member.positions), bool)
-        return _by_unit(~np.isnan(self._constancy.of(*contraction.left)), member)
+        return _by_unit(~np.isnan(held), member)
+
+    def _held_for_bias(self, contraction: Contraction) -> Array | None:
+        """Returns what positions hold whose share may move into a bias; None where there is none."""
+        weight, held = array(contraction.right[0]), self._constancy.of(*contraction.left)
+        if weight is None or np.isnan(held).all() or not takes_bias(contraction, weight):
+            return None
+        return held if _has_room(contraction, weight, held) else None
 
     def absorbed(self, group: Group, dead: Array) -> tuple[Array, list[_Plan]]:
         """Returns which more units can be merged into others that hold the same, or a multiple.
@@ -204,6 +223,7 @@ class Judge:
             or not is_op(contraction.node, *_LINEAR)
             or attribute(contraction.node, "group", 1) != 1
             or weight.shape[along] != len(held)
+            or _is_large(np.abs(weight.astype(np.float64)).sum(along), weight.dtype)
         ):
             return _Partners(np.full(len(held), -1), np.ones(len(held)))
         numbers, scale = self._likeness.of(left, axis), self._likeness.scale(left, axis)
@@ -227,14 +247,13 @@ class Judge:
     def fold(self, group: Group, gone: Array) -> None:
         """Notes what units that go add to the sums of their readers."""
         for contraction in self._of(group):
-            source = find(group, contraction.left)
+            source, held = find(group, contraction.left), self._held_for_bias(contraction)
             weight = array(contraction.right[0])
-            if source is None or weight is None or not takes_bias(contraction, weight):
+            if source is None or weight is None or held is None:
                 continue
-            held = np.nan_to_num(self._constancy.of(*contraction.left))
             mask = np.zeros(len(held), bool)
             mask[source.positions[gone].reshape(-1)] = True
-            share = share_of(contraction, weight, np.where(mask, held, 0.0))
+            share = share_of(contraction, weight, np.where(mask & ~np.isnan(held), held, 0.0))
             if share.any():
                 self.moved.shares.append((contraction.node, share))
 
@@ -276,6 +295,34 @@ def _leaders(numbers: Array, scale: Array, rank: Array, staying: Array) -> _Part
         targets[position] = first if first != position else -1
     factors = np.where(targets >= 0, scale / scale[targets], 1.0)
     return _Partners(targets, factors)
+
+
+def _has_room(contraction: Contraction, weight: Array, held: Array) -> bool:
+    """Whether a bias can hold what all constant inputs add, which a sum in wider numbers may cancel."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        most = share_of(contraction, np.abs(weight), np.abs(np.nan_to_num(held)))
+    return not _is_large(most, weight.dtype)
+
+
+def _is_large(sums: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether sums come near to what a type can hold, or are not numbers at all."""
+    limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    return not bool((sums <= float(limits.max) / 2).all())
+
+
+def zero_points(node: ir.Node) -> tuple[float, float]:
+    """Returns which numbers stand for zero in the operands of a sum; NaN where that is not one number."""
+    places = _ZERO_POINTS.get(known_as(node), (None, None))
+    left, right = (None if place is None else input_at(node, place) for place in places)
+    return _one_number(left), _one_number(right)
+
+
+def _one_number(value: ir.Value | None) -> float:
+    if value is None:
+        return 0.0
+    found = array(value)
+    same = found is not None and found.size > 0 and bool((found == found.flat[0]).all())
+    return float(found.flat[0]) if same and found is not None else np.nan
 
 
 def find(group: Group, key: tuple[ir.Value, int]) -> Member | None:
