@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnxcomp.ir.ops import is_training
+
 if TYPE_CHECKING:
     from onnxcomp.analysis.channels.site import Axes, Site
     from onnxcomp.ir import ir
@@ -96,6 +98,9 @@ _ONE_AXIS = 13
 
 def unary(site: Site) -> None:
     """The results have the axes of the first operand; what else is read are scalars."""
+    if is_training(site.node):
+        site.freeze("it draws random numbers")
+        return
     source = site.axes(site.input(0))
     for output in site.node.outputs:
         like(site, source, output)

@@ -99,6 +99,6 @@ def _roles(site: Site, made: int, read: int) -> None:
     site.makes(site.input(2), made)
     site.makes(site.input(3), 1)
     site.contracts(site.input(0), 2, site.input(1), read)
-    for output in [output for output in site.node.outputs[:2] if output.name][:1]:
-        # What the recurrence reads is what the layer puts out: all steps, or the last one at least.
+    for output in [output for output in site.node.outputs if output.name][:1]:
+        # What the recurrence reads is what the layer puts out: all steps, the last one, or its cell.
         site.contracts(output, len(site.axes(output) or ()) - 1, site.input(2), read)

@@ -48,8 +48,9 @@ class ShrinkChannels(Pass):
     and loops; what is not understood stays. Branches that hold a constant become one, layers that hand on
     what they read go.
 
-    Outputs agree to rounding where activations are finite: zero times infinity is taken for zero, and
-    weights that are not finite are left alone. Layers keep one channel at least.
+    Outputs agree to rounding where activations are finite: zero times infinity is taken for zero. Weights
+    that are not finite, or would not be once added up, are neither added up nor moved into a bias. Layers
+    keep one channel at least.
 
         x -> Conv(64 filters, 20 of them zero) -> Relu -> Conv(w[128, 64])
         x -> Conv(44 filters) -> Relu -> Conv(w[128, 44])

@@ -160,8 +160,9 @@ def _batch_normalization(constancy: Constancy, node: ir.Node) -> None:
         return
     scale, shift, mean, variance = (np.asarray(found, np.float64) for found in parameters)
     held = _held(constancy, source, 1, len(scale))
-    factor = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
-    numbers = np.where(factor == 0, shift, (held - mean) * factor + shift)
+    with np.errstate(all="ignore"):
+        factor = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+        numbers = np.where(factor == 0, shift, (held - mean) * factor + shift)
     constancy.store(node.outputs[0], 1, numbers)
 
 

@@ -152,5 +152,6 @@ def _is_even(node: ir.Node) -> bool:
     if any(found is None for found in given):
         return False
     scale, shift, mean, variance = (np.asarray(found, np.float64) for found in given)
-    factor = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+    with np.errstate(all="ignore"):
+        factor = scale / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
     return bool((factor == 1).all() and (shift == mean * factor).all())
