@@ -68,9 +68,9 @@ def make(name: str, options: Mapping[str, Any], place: str = "") -> Pass:
         option = ".".join(str(part) for part in first["loc"]).replace("_", "-")
         known = ", ".join(key.replace("_", "-") for key in found.model_fields) or "none"
         prefix = f"{place} " if place else ""
-        raise RecipeError(
-            f"{prefix}({name}): {option}: {first['msg'].lower()}", hint=f"options: {known}"
-        ) from None
+        what = first["msg"].lower().removeprefix("value error, ")
+        text = f"{option}: {what}" if option else what
+        raise RecipeError(f"{prefix}({name}): {text}", hint=f"options: {known}") from None
 
 
 def format_step(step: Pass | Fixpoint) -> str:

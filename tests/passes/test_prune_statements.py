@@ -11,10 +11,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.compare import Reference
-from onnxcomp.errors import UserError
+from onnxcomp.errors import RecipeError, UserError
 from onnxcomp.ir import Model
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.quant.recovery import Judge
+from onnxcomp.recipe import make
 from onnxcomp.runtime import Session
 from onnxcomp_passes.prune.prune_channels import PruneChannels
 from onnxcomp_passes.prune.prune_feature_maps import PruneFeatureMaps
@@ -258,3 +259,27 @@ def test_heads_of_a_model_whose_outputs_cannot_be_compared() -> None:
     result = after(PruneHeads(), proto, samples)
     assert result.outcomes[0].stats["heads removed"] == 2
     assert "cannot be compared" in notes(result, "PRH106")[0]
+
+
+@pytest.mark.parametrize("name", ["prune-layers", "prune-feature-maps"])
+def test_a_limit_that_is_no_number_is_refused(name: str) -> None:
+    """Nothing is below it: everything would go."""
+    with pytest.raises(RecipeError, match="least-decibels"):
+        make(name, {"least_decibels": "nan"})
+
+
+def test_two_goals_are_refused_in_words() -> None:
+    with pytest.raises(RecipeError, match=r"^\(prune-layers\): give one of count"):
+        make("prune-layers", {"count": 1, "ratio": 0.5})
+
+
+def test_why_no_block_goes() -> None:
+    skipped = after(PruneLayers(skip=("*",)), RESIDUAL, feeds())
+    assert notes(skipped, "PRL101") == ["the names of all are among those to skip"]
+    far = after(PruneLayers(least_decibels=70), RESIDUAL, feeds())
+    assert "within the limits" in notes(far, "PRL101")[0]
+    indices = RESIDUAL.replace("float[N, 8] y", "int64[N] z").replace(
+        "y = Add (h, f)", "y = Add (h, f)  z = ArgMax <axis = 1, keepdims = 0> (y)"
+    )
+    unknown = after(PruneLayers(), indices, feeds())
+    assert "cannot be compared" in notes(unknown, "PRL101")[0]

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field, FiniteFloat, PositiveInt
 from typing_extensions import override
 
 from onnxcomp.analysis.channels import Channels
@@ -91,7 +91,7 @@ class PruneFeatureMaps(Goals):
         "is left was fitted.",
     }
 
-    least_decibels: float | None = None
+    least_decibels: FiniteFloat | None = None
     """Keep the outputs at least as near to the original's as this signal-to-noise ratio on held-out samples,
     in dB; 40 when nothing else is asked for."""
     keep: PositiveInt = 1

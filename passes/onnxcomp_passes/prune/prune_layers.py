@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
@@ -77,7 +77,7 @@ class PruneLayers(Goals):
 
     count: PositiveInt | None = None
     """How many blocks to remove."""
-    least_decibels: float | None = None
+    least_decibels: FiniteFloat | None = None
     """Stop before the outputs are further from the original's than this signal-to-noise ratio on held-out
     samples, in dB; without another goal, remove all that this allows."""
     unit: Literal["blocks", "branches", "all"] = "blocks"
@@ -105,19 +105,12 @@ class PruneLayers(Goals):
     def run(self, ctx: Context) -> None:
         pieces = self._pieces(ctx)
         if not pieces:
-            ctx.skip("PRL101", "model", "no block reads and gives values of the same shape")
             return
         samples = list(islice(ctx.samples or (), self.samples))
         before = ctx.model.copy()
         shapes = ctx.facts.get(Shapes())
         left = self._leave_out(ctx, pieces, before, samples)
-        if not left:
-            why = "without any one of them the model does not run"
-            if self.least_decibels is not None:
-                why = "no block may be removed within the limits that were given"
-            ctx.skip("PRL101", "model", f"{why}, or {INCOMPARABLE}")
-            return
-        if self.reconstruct:
+        if left and self.reconstruct:
             reconstruction = Reconstruction(ctx, before, Removal(ctx, shapes))
             fit_rest(reconstruction, self.samples, ("PRL105", "PRL105"))
 
@@ -136,7 +129,13 @@ class PruneLayers(Goals):
         for node in ctx.model.graph:
             if any(is_layer(inner) for body in subgraphs(node) for inner in body):
                 ctx.skip("PRL104", node, "layers in a body stay")
-        return [piece for piece in found if not self._is_skipped(piece)]
+        left = [piece for piece in found if not self._is_skipped(piece)]
+        if not left:
+            why = "the names of all are among those to skip"
+            if not found:
+                why = "no block reads and gives values of the same shape"
+            ctx.skip("PRL101", "model", why)
+        return left
 
     def _is_skipped(self, piece: Piece) -> bool:
         names = [node.name or "" for node in piece.layers] + [piece.name]
@@ -159,6 +158,9 @@ class PruneLayers(Goals):
             ctx.progress(len(pieces), "measuring blocks") as task,
         ):
             judge = Judge(Reference(session, held_out[:_JUDGING]), ctx.threads)
+            if judge.decibels(before) == -math.inf:
+                ctx.skip("PRL101", "model", INCOMPARABLE)
+                return []
             saving = None if gauge is None or isinstance(gauge, LatencyGauge) else gauge.left
             omissions = Omissions(ctx, before, judge, fitted, self.replacement, saving)
             mark, stats, reached = ctx.edit.mark(), ctx.edit.stats.copy(), False
@@ -177,6 +179,11 @@ class PruneLayers(Goals):
                 self._say_less(ctx, done)
         if done:
             ctx.edit.count("blocks removed", len(done))
+        else:
+            why = "the model does not run without any one of them"
+            if self.least_decibels is not None:
+                why = "no block may be removed within the limits that were given"
+            ctx.skip("PRL101", "model", why)
         return done
 
     def _enough(self, pieces: int) -> float:
