@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 # Share of its units that a group loses while it is found out what that saves.
 _TRIED = 0.5
+# What is this near to the share that was asked for counts as that.
+_NEARLY = 0.9
 # How often it is tried to give units back where more went than had to.
 _RETURNS = 48
 
@@ -166,10 +168,15 @@ class PruneChannels(Goals):
         self._prune(ctx, shapes, candidates, best)
 
     def _say_less(self, ctx: Context, candidates: Sequence[Candidate], plan: Sequence[int]) -> None:
-        """Says when the share of channels that was asked for does not go; rounding by one does not count."""
+        """Says when clearly less goes than the share of channels that was asked for."""
+        if self.ratio is None or not any(plan):
+            return
         units = sum(each.group.units for each in candidates)
-        if self.ratio is not None and any(plan) and sum(plan) < self.ratio * units - len(plan):
-            ctx.warn("PRN102", "model", f"{sum(plan) / units:.0%} of the channels that may go went")
+        # A group loses whole channels.
+        if sum(plan) < _NEARLY * self.ratio * units - len(plan):
+            gone = sum(plan) / units
+            text = f"{gone:.0%} of the channels that may go went, not {self.ratio:.0%}"
+            ctx.warn("PRN102", "model", f"{text}: groups keep a share and a multiple of theirs")
 
     def _plans(
         self,

@@ -188,7 +188,7 @@ class PruneFeatureMaps(Goals):
         limit = self.least_decibels
         count, reached = len(ranking), True
         if self.ratio is not None:
-            count = round(self.ratio * ranking.total)
+            count = max(round(self.ratio * ranking.total), 1)  # one map goes at least
             reached = count <= len(ranking)
         elif gauge is not None:
             share, reached = gauge.least_share(lambda s: gauge.left(maps.without(ranking.share(s))))
