@@ -300,3 +300,22 @@ def test_a_bias_that_would_overflow_stays_a_sum() -> None:
         k=of("float16", [[400, 400], [400, 400], [1, 1]]),
         c=of("float16", [1, 1]),
     )
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["y = Conv (e, k)", "y = ConvTranspose (e, t)", "y = Conv <group = 2> (e, k2)"],
+)
+def test_a_convolution_of_nothing_stays(line: str) -> None:
+    """Channels 3 to 3 of a slice are none: a runtime gives the bias, or zeros."""
+    before = text.model(
+        f"""g (float[1, 4, 4, 4] x) => (float[1, 2, 4, 4] y, float[1, 4, 4, 4] z)
+        <float[4, 4, 1, 1] c, float[2, 0, 1, 1] k, float[0, 2, 1, 1] t, float[2, 0, 1, 1] k2,
+         int64[1] at = {{3}}, int64[1] axis = {{1}}> {{
+          a = Conv (x, c)
+          e = Slice (x, at, at, axis)
+          {line}
+          z = Relu (a)
+        }}"""
+    )
+    Pipeline((SHRINK,)).run(before)

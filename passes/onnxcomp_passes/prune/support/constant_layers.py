@@ -29,7 +29,7 @@ def _conv(constancy: Constancy, node: ir.Node) -> None:
     """A filter that is zero wherever its input varies gives the same number everywhere."""
     weight, source = weight_of(node.inputs[1]), node.inputs[0]
     bias = _bias(node, 2, weight.shape[0] if weight is not None else 0)
-    if weight is None or source is None or bias is None:
+    if weight is None or not weight.size or source is None or bias is None:
         return
     group = attribute(node, "group", 1)
     held = _held(constancy, source, 1, group * weight.shape[1]).reshape(group, 1, -1)
@@ -44,7 +44,7 @@ def _conv_transpose(constancy: Constancy, node: ir.Node) -> None:
     weight, source = weight_of(node.inputs[1]), node.inputs[0]
     group = attribute(node, "group", 1)
     bias = _bias(node, 2, weight.shape[1] * group if weight is not None else 0)
-    if weight is None or source is None or bias is None:
+    if weight is None or not weight.size or source is None or bias is None:
         return
     held = _held(constancy, source, 1, len(weight)).reshape(group, 1, -1)
     held = np.where(held == 0, 0.0, np.nan)

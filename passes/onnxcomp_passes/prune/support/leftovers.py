@@ -116,7 +116,9 @@ def _is_identity(node: ir.Node, shapes: ShapeMap) -> bool:
     """Whether each output of a layer is one input, in order, times one, plus nothing."""
     weight = weight_of(input_at(node, 1))
     added = input_at(node, 2)
-    if weight is None or weight.dtype.kind != "f" or (added is not None and not _is_zero(added)):
+    if weight is None or not weight.size or weight.dtype.kind != "f":
+        return False
+    if added is not None and not _is_zero(added):
         return False
     if is_op(node, "Conv"):
         steps = set(attribute(node, "strides", ())) <= {1}

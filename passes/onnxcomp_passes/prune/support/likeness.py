@@ -266,7 +266,7 @@ class Likeness:
         """A filter, its bias, and the channels of its group."""
         weight, source = weight_of(node.inputs[1]), node.inputs[0]
         bias, group = input_at(node, 2), attribute(node, "group", 1)
-        if weight is None or source is None:
+        if weight is None or not weight.size or source is None:
             return None
         read = self.of(source, 1)
         added = None if bias is None else self.of(bias, 0)
