@@ -68,7 +68,7 @@ class ChannelReport:
     Attributes:
         groups: Channels that can go, those with the most parameters first.
         barriers: Why other axes of weights cannot, those with the most parameters first.
-        parameters: Numbers in all weights of the model.
+        parameters: Numbers in all weights of the model, constants that nodes hold and make among them.
         reachable: Those that belong to some group.
     """
 
@@ -89,7 +89,8 @@ def channel_report(
         prefer: Along which factor an axis is cut that is a product: `large`, `outer` (heads), `inner`.
     """
     sized, _ = sized_model(model, dict(dims or {}))
-    facts = Facts(folded_model(sized))
+    folded = folded_model(sized)
+    facts = Facts(folded)
     channels = facts.get(Channels(prefer))
     costs = facts.get(Costs())
     groups = [_group(channels, group, costs) for group in channels.groups]
@@ -101,7 +102,7 @@ def channel_report(
     return ChannelReport(
         tuple(sorted((row for row in groups if row.parameters), key=lambda row: -row.parameters)),
         _barriers(channels),
-        sum(value.const_value.size for value in model.initializers() if value.const_value),
+        sum(value.const_value.size for value in folded.initializers() if value.const_value),
         sum(tensor.size for tensor in weights.values() if tensor is not None),
     )
 

@@ -80,3 +80,19 @@ def test_a_quantized_model_names_its_layers() -> None:
     )
     (group,) = found.groups
     assert (group.units, group.layers, group.readers) == (8, ("first",), ("second",))
+
+
+def test_weights_that_nodes_hold_are_counted() -> None:
+    found = channel_report(
+        Model.load(
+            text.model(
+                """g (float[1, 2] x) => (float[1, 2] y) {
+                  w = Constant <value = float[2, 3] {1, 2, 3, 4, 5, 6}> ()
+                  v = Constant <value = float[3, 2] {1, 2, 3, 4, 5, 6}> ()
+                  a = MatMul (x, w)
+                  y = MatMul (a, v)
+                }"""
+            )
+        )
+    )
+    assert found.reachable == found.parameters == 12
