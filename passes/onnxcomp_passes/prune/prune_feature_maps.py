@@ -15,10 +15,7 @@ from typing_extensions import override
 
 from onnxcomp.analysis.channels import Channels
 from onnxcomp.analysis.shapes import Shapes
-from onnxcomp.compare import Reference
 from onnxcomp.passbase import NeedsSamples, Requirement
-from onnxcomp.quant.recovery import Judge
-from onnxcomp.runtime import Session
 from onnxcomp_passes.prune.support.ablation import (
     Ablation,
     add_shares,
@@ -33,7 +30,7 @@ from onnxcomp_passes.prune.support.ranking import Ranking
 from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
 from onnxcomp_passes.prune.support.rest import INCOMPARABLE, fit_rest
-from onnxcomp_passes.prune.support.trying import divide, tentatively
+from onnxcomp_passes.prune.support.trying import divide, judge_by, tentatively
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +136,8 @@ class PruneFeatureMaps(Goals):
             reconstruction = Reconstruction(ctx, before, removal)
             fit_rest(reconstruction, self.samples, ("PRM105", "PRM105"))
         else:
-            found = _decibels(ctx, before, judging)
+            with judge_by(ctx, before, judging) as judge:
+                found = judge.decibels(ctx.model)
             text = f"{found:.1f} dB on held-out samples" if math.isfinite(found) else INCOMPARABLE
             ctx.note("PRM105", None, text)
 
@@ -287,8 +285,3 @@ def _tell(ctx: Context, reader: Reader, dead: Array, noise: float) -> None:
     text = f"{int(dead.sum())} of {len(dead)} maps that it reads are gone"
     cost = f"{noise:.2g} of the power of the outputs" if math.isfinite(noise) else INCOMPARABLE
     ctx.note("PRM104", reader.node, f"{text}: {cost}")
-
-
-def _decibels(ctx: Context, before: Model, samples: Sequence[Mapping[str, Array]]) -> float:
-    with Session.open(before, threads=ctx.threads) as session:
-        return Judge(Reference(session, samples), ctx.threads).decibels(ctx.model)

@@ -12,18 +12,15 @@ from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 from typing_extensions import override
 
 from onnxcomp.analysis.shapes import Shapes
-from onnxcomp.compare import Reference
 from onnxcomp.ir.ops import subgraphs
 from onnxcomp.passbase import NeedsSamples, Requirement
-from onnxcomp.quant.recovery import Judge
-from onnxcomp.runtime import Session
 from onnxcomp_passes.prune.support.blocks import find_blocks, find_branches, is_layer
 from onnxcomp_passes.prune.support.goals import Goals, LatencyGauge
 from onnxcomp_passes.prune.support.omission import Omissions, Replacement
 from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
 from onnxcomp_passes.prune.support.rest import INCOMPARABLE, fit_rest
-from onnxcomp_passes.prune.support.trying import divide
+from onnxcomp_passes.prune.support.trying import divide, judge_by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,10 +151,9 @@ class PruneLayers(Goals):
         fitted, held_out = divide(samples) if len(samples) > 1 else ([], samples)
         done: list[Left] = []
         with (
-            Session.open(before, threads=ctx.threads) as session,
+            judge_by(ctx, before, held_out[:_JUDGING]) as judge,
             ctx.progress(len(pieces), "measuring blocks") as task,
         ):
-            judge = Judge(Reference(session, held_out[:_JUDGING]), ctx.threads)
             if judge.decibels(before) == -math.inf:
                 ctx.skip("PRL101", "model", INCOMPARABLE)
                 return []

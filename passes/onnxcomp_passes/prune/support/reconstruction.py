@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnxcomp.compare import Reference
 from onnxcomp.quant.readers import layer_of
-from onnxcomp.quant.recovery import Judge
 from onnxcomp.quant.segments import NoTensorError, Segment, Walk, split
-from onnxcomp.runtime import Session
 from onnxcomp_passes.prune.support.regression import Choice, Problem, fit_layer
-from onnxcomp_passes.prune.support.trying import divide, tentatively
+from onnxcomp_passes.prune.support.trying import divide, judge_by, tentatively
 from onnxcomp_passes.prune.support.twins import twin_of
 from onnxcomp_passes.prune.support.weights import bias_of, put_weight
 
@@ -84,8 +81,7 @@ class Reconstruction:
         samples = list(islice(self.ctx.samples or (), limit))
         if len(samples) < _FEWEST:
             return math.nan, math.nan
-        with Session.open(self.before, threads=self.ctx.threads) as session:
-            judge = Judge(Reference(session, divide(samples)[1]), self.ctx.threads)
+        with judge_by(self.ctx, self.before, divide(samples)[1]) as judge:
             first = judge.decibels(self.ctx.model)
             mark = self.ctx.edit.mark()
             if not self._twins():
@@ -119,8 +115,7 @@ class Reconstruction:
         mark, stats = self.ctx.edit.mark(), self.ctx.edit.stats.copy()
         self.is_final = True
         self._walk(samples, final=True)
-        with Session.open(self.before, threads=self.ctx.threads) as session:
-            judge = Judge(Reference(session, divide(samples)[1]), self.ctx.threads)
+        with judge_by(self.ctx, self.before, divide(samples)[1]) as judge:
             self.is_final = judge.decibels(self.ctx.model) >= least
         if not self.is_final:
             self.ctx.edit.rollback(mark)

@@ -5,9 +5,16 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from onnxcomp.compare import Reference
+from onnxcomp.quant.recovery import Judge
+from onnxcomp.runtime import Session
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy as np
+
+    from onnxcomp.ir import Model
     from onnxcomp.passbase import Context
 
 Item = TypeVar("Item")
@@ -33,3 +40,12 @@ def tentatively(ctx: Context) -> Iterator[None]:
     finally:
         ctx.edit.rollback(mark)
         ctx.edit.stats = stats
+
+
+@contextmanager
+def judge_by(
+    ctx: Context, model: Model, samples: Sequence[Mapping[str, np.ndarray]]
+) -> Iterator[Judge]:
+    """Gives what tells how near other models are to a model on samples."""
+    with Session.open(model, threads=ctx.threads) as session:
+        yield Judge(Reference(session, samples), ctx.threads)
