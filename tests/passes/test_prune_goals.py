@@ -143,3 +143,15 @@ def _channels(model: Model) -> int:
     shape = model.graph.initializers["w"].shape
     assert shape is not None
     return int(shape.numpy()[0])
+
+
+def test_weights_of_constant_nodes_are_weights() -> None:
+    numbers = ", ".join(["1"] * 64)
+    graph = f"""g (float[1, 8, 4, 4] x) => (float[1, 8, 4, 4] y) <float[8, 8, 1, 1] v> {{
+      w = Constant <value = float[8, 8, 1, 1] {{{numbers}}}> ()
+      a = Conv (x, w)
+      y = Conv (a, v)
+    }}"""
+    whole = Model.load(text.model(graph))
+    half = Model.load(text.model(graph.replace("8, 8, 1, 1", "4, 8, 1, 1", 1)))
+    assert goals.WeightsGauge(0.5, whole).left(half) == pytest.approx(0.75)

@@ -13,6 +13,7 @@ from typing_extensions import override
 from onnxcomp.bench import Limits, measure
 from onnxcomp.cpuinfo import cpu_features
 from onnxcomp.errors import SamplesError, UserError
+from onnxcomp.ir.storage import attribute_tensors
 from onnxcomp.passbase import Pass
 from onnxcomp.samples import load_samples
 from onnxcomp_passes.prune.support.arithmetic import arithmetic
@@ -132,7 +133,7 @@ class ArithmeticGauge(Gauge):
 
 @dataclass
 class WeightsGauge(Gauge):
-    """Numbers in weights, of all scopes, each one once."""
+    """Numbers in weights of all scopes, those of constant nodes too, each one once."""
 
     model: Model
 
@@ -210,7 +211,8 @@ def _arithmetic(model: Model) -> float:
 
 
 def _weights(model: Model) -> int:
-    return sum(int(v.const_value.size) for v in model.initializers() if v.const_value)
+    stored = sum(int(v.const_value.size) for v in model.initializers() if v.const_value)
+    return stored + sum(int(tensor.size) for tensor in attribute_tensors(model))
 
 
 def _feeds(ctx: Context) -> Sequence[Mapping[str, np.ndarray[Any, Any]]]:
