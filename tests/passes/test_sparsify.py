@@ -480,6 +480,8 @@ def test_weights_in_bodies() -> None:
     result = fitted(text, feeds)
     assert result.changed
     assert sqnr(text, result, feeds) > 5
+    # What the branch captured is not left behind beside what it has now.
+    assert not result.model.graph.initializers
 
 
 def test_noise_of_the_outputs_tells_layers_apart() -> None:

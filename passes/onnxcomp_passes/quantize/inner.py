@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnxcomp.analysis.shapes import Shapes
+from onnxcomp.ir.ops import constant, is_read
 from onnxcomp.pipeline import Pipeline
 from onnxcomp.quant.bodies import collect, find_bodies, put_back
 
@@ -27,6 +28,7 @@ def bodies_with_samples(ctx: Context) -> list[Body]:
 def quantize_bodies(ctx: Context, step: Pass, bodies: list[Body], code: str) -> int:
     """Runs a pass on each body; returns how many it changed."""
     changed = 0
+    read = [value for value in ctx.model.graph.initializers.values() if is_read(value)]
     for body in bodies:
         place = f"{body.attribute} of {body.node.op_type} {body.node.name or ''}".strip()
         if not body.samples:
@@ -43,4 +45,7 @@ def quantize_bodies(ctx: Context, step: Pass, bodies: list[Body], code: str) -> 
             for outcome in result.outcomes:
                 for what, number in outcome.stats.items():
                     ctx.edit.count(what, number)
+    # Bodies have weights of their own now, in place of those that they captured.
+    unread = (value for value in read if not is_read(value) and constant(value) is not None)
+    ctx.edit.drop_initializers(unread)
     return changed
