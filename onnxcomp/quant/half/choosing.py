@@ -24,6 +24,8 @@ _SAVED, _CONVERTED = 2.0, 6.0
 # A node more costs as much as moving this many bytes; a multiplication saves far more than traffic.
 _LAUNCH, _KERNEL = 4096.0, 1e7
 _UNKNOWN_SIZE = 1024
+# Turns of a loop, of which the number is seldom known.
+_TURNS = 16
 _NEVER = math.inf
 
 
@@ -31,13 +33,14 @@ def choose(sites: Sites, size: Callable[[ir.Value], int | None]) -> set[Site]:
     """Returns the sites that compute in 16 bits.
 
     A minimum cut: a site that stays in 32 bits costs the traffic that it would save, a value that is
-    needed in both types costs a conversion, once for all its readers.
+    needed in both types costs a conversion, once for all its readers; in a loop, in every turn.
     """
     cut = Cut()
     vertices = {site: Cut.SOURCE if site.reason else cut.vertex() for site in sites.found}
     for site, vertex in vertices.items():
         if vertex != Cut.SOURCE:
-            cut.charge(vertex, Cut.SINK, _gain(site, size))
+            turns = _TURNS if site.node is not None and site.node.graph in sites.repeated else 1
+            cut.charge(vertex, Cut.SINK, turns * _gain(site, size))
     for value, maker in sites.maker.items():
         readers = [
             vertices[sites.reader[slot]] if slot in sites.reader else Cut.SOURCE
@@ -45,6 +48,8 @@ def choose(sites: Sites, size: Callable[[ir.Value], int | None]) -> set[Site]:
             if slot not in sites.indifferent
         ]
         cost = _LAUNCH + _CONVERTED * _elements(value, size)
+        if value.graph in sites.repeated:
+            cost *= _TURNS
         _charge(cut, vertices[maker], set(readers), cost)
     kept = cut.source_side()
     return {site for site, vertex in vertices.items() if vertex not in kept}

@@ -58,12 +58,14 @@ class Sites:
         maker: The site that makes a float value.
         reader: The site that reads at a place; places that are missing want 32 bits.
         indifferent: Places where either type will do, because only shape or a conversion counts.
+        repeated: Bodies of loops, and the graphs inside them: what is in there runs many times.
     """
 
     found: list[Site] = field(default_factory=list)
     maker: dict[ir.Value, Site] = field(default_factory=dict)
     reader: dict[tuple[Owner, int], Site] = field(default_factory=dict)
     indifferent: set[tuple[Owner, int]] = field(default_factory=set)
+    repeated: set[ir.Graph] = field(default_factory=set)
 
     def add(self, site: Site) -> None:
         """Enters a site into the maps."""
@@ -143,6 +145,8 @@ class _Builder:
         else:
             self._opaque(node, bodies)
         for body in bodies:
+            if is_op(node, "Loop", "Scan") or node.graph in self.sites.repeated:
+                self.sites.repeated.add(body)
             self.graph(body)
 
     def _plain(self, node: ir.Node) -> None:
