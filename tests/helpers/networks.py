@@ -173,6 +173,8 @@ def divided(net: Network) -> None:
 def sliced(net: Network) -> None:
     source, channels = net.image()
     step = int(net.rng.choice((-2, -1, 2)))
+    if channels == 1:
+        step = -1  # from the second one on there is none
     start, end = (channels, -channels - 1) if step < 0 else (1, channels)
     bounds = [net.constant([number]) for number in (start, end, 1, step)]
     count = len(range(channels)[start : None if step < 0 else end : step])
