@@ -144,7 +144,9 @@ class Job:
         if self.snapshots is None or not self.snapshots.models:
             return ()
         *others, last = contributions(rows)
-        return (*others, dataclasses.replace(last, step=self.snapshots.last or last.step))
+        if not self.snapshots.last:
+            return tuple(others)  # the last step found nothing to do
+        return (*others, dataclasses.replace(last, step=self.snapshots.last))
 
 
 def conclude(job: Job, result: Result, gates: tuple[Gate, ...] = ()) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import onnx
@@ -63,3 +64,12 @@ def test_what_is_no_share_is_one_clear_line(command: Run, tmp_path: Path) -> Non
     done = command("prune", "channels", source, "--flops", "half", "-o", tmp_path / "s.onnx")
     assert done.code == 1
     assert "flops" in done.err
+
+
+def test_the_table_of_steps_names_only_what_was_done(command: Run, tmp_path: Path) -> None:
+    source, target = saved(tmp_path / "m.onnx", TWO), tmp_path / "small.onnx"
+    first = "prune-channels{ratio=0.5}"
+    passes = f"{first},prune-channels{{ratio=0.5 keep=1}}"  # the second one may take nothing
+    done = command("run", "--passes", passes, source, "-o", target, "--measure", "--json")
+    assert done.code == 0, done.err
+    assert [step["step"] for step in json.loads(done.out)["contributions"]] == [first]
