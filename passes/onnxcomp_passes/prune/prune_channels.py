@@ -14,7 +14,7 @@ from typing_extensions import override
 from onnxcomp.analysis.channels import Channels
 from onnxcomp.analysis.shapes import Shapes
 from onnxcomp_passes.prune.support.criteria import CriterionName, unit_scores
-from onnxcomp_passes.prune.support.goals import Goals, LatencyGauge, preferred_multiple
+from onnxcomp_passes.prune.support.goals import Goals, preferred_multiple
 from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
 from onnxcomp_passes.prune.support.rest import fit_rest
@@ -159,7 +159,7 @@ class PruneChannels(Goals):
             ctx.skip("PRN101", "model", f"no channel may be removed{why}")
             return
         gauge = self.gauge(ctx)
-        if gauge is not None and not isinstance(gauge, LatencyGauge):
+        if gauge is not None and gauge.adds_up:
             candidates = [self._priced(ctx, shapes, each, gauge) for each in candidates]
         plans = self._plans(ctx, shapes, candidates, gauge)
         tried = [self._tried(ctx, shapes, candidates, plan) for plan in plans if len(plans) > 1]
@@ -191,12 +191,12 @@ class PruneChannels(Goals):
             tried = (self.spread,)
         elif ctx.samples is None or not self.reconstruct or len(candidates) == 1:
             tried = ("uniform",)
-        elif gauge is None or isinstance(gauge, LatencyGauge):
+        elif gauge is None or not gauge.adds_up:
             tried = ("uniform", "global")
         found: dict[tuple[int, ...], None] = {}
         for spread in tried:
             plan = counts(candidates, self._share(ctx, shapes, candidates, spread, gauge), spread)
-            if gauge is not None and not isinstance(gauge, LatencyGauge):
+            if gauge is not None and gauge.adds_up:
                 plan = self._filled(ctx, shapes, candidates, plan, gauge)
             found[tuple(plan)] = None
         # Nothing is nearer to the original than the original: it would always be the best.

@@ -25,7 +25,7 @@ from onnxcomp_passes.prune.support.ablation import (
 )
 from onnxcomp_passes.prune.support.arithmetic import arithmetic
 from onnxcomp_passes.prune.support.ends import ends_of
-from onnxcomp_passes.prune.support.goals import ArithmeticGauge, Goals, LatencyGauge
+from onnxcomp_passes.prune.support.goals import ArithmeticGauge, Goals
 from onnxcomp_passes.prune.support.ranking import Ranking
 from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
@@ -173,7 +173,7 @@ class PruneFeatureMaps(Goals):
     def _ranking(self, ctx: Context, maps: _Maps, costs: Mapping[int, Array]) -> Ranking:
         """Orders maps by what they cost, for what they save where a goal says what that is."""
         gauge = self.gauge(ctx)
-        if isinstance(gauge, LatencyGauge):  # too small to be timed
+        if gauge is not None and not gauge.adds_up:  # too small to be timed
             gauge = ArithmeticGauge(gauge.goal, ctx.model)
         if gauge is not None:
             savings = maps.savings(gauge)

@@ -15,7 +15,7 @@ from onnxcomp.analysis.shapes import Shapes
 from onnxcomp.ir.ops import subgraphs
 from onnxcomp.passbase import NeedsSamples, Requirement
 from onnxcomp_passes.prune.support.blocks import find_blocks, find_branches, is_layer
-from onnxcomp_passes.prune.support.goals import Goals, LatencyGauge
+from onnxcomp_passes.prune.support.goals import Goals
 from onnxcomp_passes.prune.support.omission import Omissions, Replacement
 from onnxcomp_passes.prune.support.reconstruction import Reconstruction
 from onnxcomp_passes.prune.support.removal import Removal
@@ -157,7 +157,7 @@ class PruneLayers(Goals):
             if judge.decibels(before) == -math.inf:
                 ctx.skip("PRL101", "model", INCOMPARABLE)
                 return []
-            saving = None if gauge is None or isinstance(gauge, LatencyGauge) else gauge.left
+            saving = None if gauge is None or not gauge.adds_up else gauge.left
             omissions = Omissions(ctx, before, judge, fitted, self.replacement, saving)
             mark, stats, reached = ctx.edit.mark(), ctx.edit.stats.copy(), False
             for left in omissions.run(pieces, task):

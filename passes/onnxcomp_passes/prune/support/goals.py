@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import override
@@ -96,8 +96,10 @@ class Gauge(ABC):
 
     Attributes:
         goal: Share that may be left.
+        adds_up: Whether what units save adds up, so that each has a price.
     """
 
+    adds_up: ClassVar[bool] = True
     goal: float
 
     @abstractmethod
@@ -149,6 +151,7 @@ class WeightsGauge(Gauge):
 class LatencyGauge(Gauge):
     """Time of one run, measured in turns with the model as it was."""
 
+    adds_up: ClassVar[bool] = False
     ctx: Context
 
     def __post_init__(self) -> None:
